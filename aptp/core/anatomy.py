@@ -1,0 +1,114 @@
+"""The anatomy of a denoiser: the parts of it that could be gated, as data.
+
+A denoiser family lists its parts; what masking and slicing mean is defined here once a *kind* of part, for all
+families: a width part is masked at the input of the layer that consumes its units (after any normalisation, so that
+masked equals sliced) and sliced at every layer that carries them; a block becomes a pass-through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from aptp.core.errors import RequestError
+
+Kind = Literal["resnet_channels", "attention_heads", "feedforward_units", "block"]
+FEEDFORWARD_BUNDLES = 32
+"""A feed-forward's hidden units are gated in this many bundles (fewer where they do not divide)."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A layer that shrinks when units of a part go.
+
+    `side` says which: its output rows (`"out"`; for a norm, its channels) or its input columns (`"in"`). `chunks` is
+    the number of copies of the units stacked along that side (2 for the value and gate halves of a GEGLU projection).
+    """
+
+    path: str
+    side: Literal["out", "in"]
+    chunks: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that could be gated.
+
+    For a width part: `units` equal slices, masked at the input of the layers in `taps` (`channel_dim` is the dimension
+    of that input that holds them), sliced at `cuts`. For a block: one unit, no taps, and `channels` is the width of
+    what it passes on. `inside` names the blocks around the part, outermost first.
+    """
+
+    path: str
+    kind: Kind
+    units: int
+    taps: tuple[str, ...] = ()
+    channel_dim: int = -1
+    cuts: tuple[Cut, ...] = ()
+    channels: int = 0
+    inside: tuple[str, ...] = ()
+
+    @property
+    def is_block(self) -> bool:
+        return self.kind == "block"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All parts of a denoiser in the order in which it runs them.
+
+    `last_blocks` are the paths of the blocks that APTP gates (the last of each stage); all blocks are candidates.
+    """
+
+    parts: tuple[Part, ...]
+    last_blocks: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> tuple[Part, ...]:
+        return tuple(p for p in self.parts if not p.is_block)
+
+    @property
+    def blocks(self) -> tuple[Part, ...]:
+        return tuple(p for p in self.parts if p.is_block)
+
+
+def resnet_channels(path: str, resnet: nn.Module, inside: Sequence[str] = ()) -> Part:
+    """The inner channels of a `ResnetBlock2D`: one unit is one group of its second GroupNorm."""
+    shift_chunks = 2 if resnet.time_embedding_norm == "scale_shift" else 1
+    cuts = [Cut(f"{path}.conv1", "out"), Cut(f"{path}.norm2", "out"), Cut(f"{path}.conv2", "in")]
+    if resnet.time_emb_proj is not None:
+        cuts.append(Cut(f"{path}.time_emb_proj", "out", shift_chunks))
+    return Part(path, "resnet_channels", resnet.norm2.num_groups, (f"{path}.conv2",), 1, tuple(cuts), 0, tuple(inside))
+
+
+def attention_heads(path: str, attention: nn.Module, inside: Sequence[str] = ()) -> Part:
+    """The heads of a diffusers `Attention`: queries, keys, values and the output projection's input.
+
+    Raises:
+        RequestError: for a layer whose heads cannot be cut apart (normalised across heads, or grouped keys).
+    """
+    if attention.inner_kv_dim != attention.inner_dim:
+        raise RequestError(f"attention {path!r} groups its keys; its heads cannot be gated one by one.")
+    for norm in (attention.norm_q, attention.norm_k):
+        weight = getattr(norm, "weight", None)
+        if weight is not None and weight.numel() != attention.inner_dim // attention.heads:
+            raise RequestError(f"attention {path!r} normalises across heads; its heads cannot be gated one by one.")
+    cuts = (*(Cut(f"{path}.{name}", "out") for name in ("to_q", "to_k", "to_v")), Cut(f"{path}.to_out.0", "in"))
+    return Part(path, "attention_heads", attention.heads, (f"{path}.to_out.0",), -1, cuts, 0, tuple(inside))
+
+
+def feedforward_units(path: str, feedforward: nn.Module, inside: Sequence[str] = ()) -> Part:
+    """The hidden units of a diffusers `FeedForward`, in bundles."""
+    up, down = feedforward.net[0].proj, feedforward.net[2]
+    hidden = down.in_features
+    bundles = next(n for n in range(min(FEEDFORWARD_BUNDLES, hidden), 0, -1) if hidden % n == 0)
+    cuts = (Cut(f"{path}.net.0.proj", "out", up.out_features // hidden), Cut(f"{path}.net.2", "in"))
+    return Part(path, "feedforward_units", bundles, (f"{path}.net.2",), -1, cuts, 0, tuple(inside))
+
+
+def block(path: str, channels: int, inside: Sequence[str] = ()) -> Part:
+    """A whole residual block, replaced by a pass-through of the first `channels` channels of its input when it goes."""
+    return Part(path, "block", 1, channels=channels, inside=tuple(inside))

@@ -1,0 +1,113 @@
+"""Budgets: the cost of a gated denoiser, differentiable through its gates and exact once they are 0 or 1."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from aptp.core.anatomy import Part
+from aptp.core.architecture import SearchSpace, harden
+from aptp.core.denoiser import Denoiser
+from aptp.core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The cost of one layer: `fixed`, and `per_unit` for each unit that stays of the width part it carries (if any).
+
+    All of it goes with any of the blocks whose module contains `path`.
+    """
+
+    path: str
+    fixed: int
+    per_unit: int = 0
+    part: Part | None = None
+
+
+class CostModel:
+    """Cost as a polynomial in the gates.
+
+    Σ over layers of (fixed + per_unit · Σ gates of its site) · Π gates of the blocks around it.
+    Computed in float64, exact for 0/1 gates while the cost is below 2⁵³.
+
+    Attributes:
+        dense: cost of the whole denoiser, in `unit`.
+        floor: cost with every gated thing that can go gone, as a fraction of dense.
+        unit: e.g. `"MACs"`.
+    """
+
+    def __init__(self, space: SearchSpace, layers: Iterable[Layer], unit: str) -> None:
+        self.space = space
+        self.unit = unit
+        sites = {site: index for index, site in enumerate(space.sites)}
+        blocks = {
+            site.path: place.start for site, place in zip(space.sites, space.slices, strict=True) if site.is_block
+        }
+        table: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(lambda: [0, 0])
+        for layer in layers:
+            around = tuple(gate for path, gate in blocks.items() if f"{layer.path}.".startswith(f"{path}."))
+            site = sites.get(layer.part, -1) if layer.part else -1
+            row = table[site, around]
+            row[0] += layer.fixed
+            if site >= 0:
+                row[1] += layer.per_unit
+            elif layer.part:
+                row[0] += layer.per_unit * layer.part.units
+        depth = max((len(around) for _, around in table), default=0)
+        always = space.num_gates
+        self._site = torch.tensor([site for site, _ in table])
+        self._around = torch.tensor(
+            [[*around, *[always] * (depth - len(around))] for _, around in table], dtype=torch.long
+        )
+        self._fixed = torch.tensor([fixed for fixed, _ in table.values()], dtype=torch.float64)
+        self._per_unit = torch.tensor([per_unit for _, per_unit in table.values()], dtype=torch.float64)
+        self.dense = float(self.cost(space.ones()))
+        lowest = harden(space, torch.zeros(space.num_gates), threshold=1.0)
+        self.floor = float(self.fraction(lowest))
+
+    def cost(self, gates: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch"]:
+        """Cost in `unit` of each row of gates, in float64."""
+        device = gates.device
+        gates = gates.double()
+        site_sums = gates.new_zeros(*gates.shape[:-1], len(self.space.sites) + 1)
+        site_sums = site_sums.index_add(-1, self.space.site_of_gate.to(device), gates)
+        alive = torch.cat([gates, torch.ones_like(gates[..., :1])], -1)[..., self._around.to(device)].prod(-1)
+        rows = self._fixed.to(device) + self._per_unit.to(device) * site_sums[..., self._site.to(device)]
+        return (rows * alive).sum(-1)
+
+    def fraction(self, gates: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch"]:
+        """Cost of each row of gates as a fraction of the whole dense denoiser."""
+        return self.cost(gates) / self.dense
+
+    def check(self, target: float) -> None:
+        """Raise `RequestError` if no architecture of the space can be as cheap as `target` (a fraction of dense)."""
+        if not 0 < target <= 1:
+            raise RequestError(f"a budget is a fraction of the dense cost in (0, 1], not {target:g}.")
+        if target < self.floor:
+            raise RequestError(
+                f"a budget of {target:g} is under the floor of this search space: with everything that can go gone, "
+                f"{self.floor:.3f} of the dense {self.unit} stay; ask for more, or gate more."
+            )
+
+
+class BudgetEstimator(ABC):
+    """Measures a denoiser's layers once and gives the cost of every architecture."""
+
+    Options: ClassVar[type[BaseModel]]
+
+    @abstractmethod
+    def __init__(self, options: BaseModel) -> None: ...
+
+    @abstractmethod
+    def profile(
+        self, denoiser: Denoiser, module: nn.Module, space: SearchSpace, example_inputs: Mapping[str, Tensor]
+    ) -> CostModel:
+        """The cost model of `module` at the size of `example_inputs` (one input of the resolution that is served)."""

@@ -1,0 +1,48 @@
+"""Captioned pictures: what a data set gives to every stage."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One captioned picture, not yet opened.
+
+    `id` names the picture within its data set and is stable between runs. `kind` is an optional label kept for analysis
+    (heat maps, difficulty); no stage trains on it.
+    """
+
+    id: str
+    caption: str
+    open: Callable[[], Image.Image]
+    """Decode the picture as RGB; raises `OSError` for a picture that cannot be read."""
+    kind: str | None = None
+
+
+class CaptionedDataset(ABC):
+    """A source of captioned pictures with a training and a validation split."""
+
+    Options: ClassVar[type[BaseModel]]
+    """The options model of this data set; its instances are the constructor's only argument."""
+
+    @abstractmethod
+    def __init__(self, options: BaseModel) -> None: ...
+
+    @abstractmethod
+    def samples(self, split: Split) -> Sequence[Sample]:
+        """The samples of a split in a fixed order. Raises `ValueError` with one clear sentence if there are none."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the content (options that matter, file sizes and names, …): the key of every cache made from it."""

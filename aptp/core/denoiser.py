@@ -1,0 +1,66 @@
+"""A denoiser family: its anatomy, and how it is called, conditioned and trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from aptp.core.anatomy import Anatomy
+from aptp.core.objective import Diffused, diffuse
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+TextStates = Mapping[str, Tensor]
+"""What a denoiser is conditioned on, by the name of the argument that takes it; each [batch, …]."""
+
+
+class Denoiser(ABC):
+    """One a family of diffusers models; stateless, the model is handed in."""
+
+    component: ClassVar[str]
+    """The attribute of a diffusers pipeline that holds the model: `"unet"` or `"transformer"`."""
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, module: nn.Module) -> bool:
+        """Whether `module` is of this family."""
+
+    @abstractmethod
+    def anatomy(self, module: nn.Module) -> Anatomy:
+        """All parts of `module` that could be gated."""
+
+    @abstractmethod
+    def example_inputs(self, module: nn.Module, sample_size: int, text_tokens: int) -> dict[str, Tensor]:
+        """Keyword arguments for one input on the model's own device.
+
+        Args:
+            sample_size: height and width of the latents.
+            text_tokens: length of the encoded prompt.
+        """
+
+    @abstractmethod
+    def blocks(self, module: nn.Module) -> Sequence[str]:
+        """Paths of the blocks whose outputs block distillation compares."""
+
+    @abstractmethod
+    def encode_text(self, pipeline: DiffusionPipeline, prompts: Sequence[str], sample_size: int) -> dict[str, Tensor]:
+        """The text states of prompts, by the names that `predict` passes on; batch first."""
+
+    @abstractmethod
+    def predict(
+        self,
+        module: nn.Module,
+        latents: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, "batch"],
+        text: TextStates,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The model's output for noisy latents."""
+
+    def diffuse(self, scheduler, latents: Tensor, noise: Tensor, timesteps: Int[Tensor, "batch"]) -> Diffused:
+        """Noisy input, target and loss weight for training, by what the scheduler predicts (ε, v or flow)."""
+        return diffuse(scheduler, latents, noise, timesteps)

@@ -1,0 +1,28 @@
+"""Prompt encoders: frozen sentence encoders whose embeddings routers read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from jaxtyping import Float
+from pydantic import BaseModel
+from torch import Tensor
+
+
+class PromptEncoder(ABC):
+    """Texts to embeddings; a text's embedding does not depend on its batch (texts are padded to one fixed length)."""
+
+    Options: ClassVar[type[BaseModel]]
+
+    @abstractmethod
+    def __init__(self, options: BaseModel) -> None: ...
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "batch embed"]:
+        """Unit-length embeddings on the CPU, in float32. Over-long texts are truncated."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the weights and the settings that matter: the key of caches made with it."""

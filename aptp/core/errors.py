@@ -1,0 +1,18 @@
+"""Errors that mean the request was wrong, not the program."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out: one sentence that names the thing, its value, and what would be right."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> RequestError:
+    """The error for a name that is not in `known`, with its nearest neighbours suggested."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known) or 'none'}."
+    return RequestError(f"unknown {what} {name!r}; {hint}")

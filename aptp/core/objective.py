@@ -1,0 +1,90 @@
+"""The training objective: diffusion targets and their weights, distillation, the budget and the spread of the codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from aptp.core.errors import RequestError
+
+MIN_SNR_GAMMA = 5.0
+"""Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"."""
+
+
+class Diffused(NamedTuple):
+    """A training example of the denoiser: its input, what it should answer, and the weight of its error."""
+
+    noisy: Float[Tensor, "batch channels height width"]
+    target: Float[Tensor, "batch channels height width"]
+    weight: Float[Tensor, "batch"]
+
+
+def diffuse(scheduler, latents: Tensor, noise: Tensor, timesteps: Int[Tensor, "batch"]) -> Diffused:
+    """Noise the latents and say what the model should predict.
+
+    Args:
+        scheduler: a diffusers scheduler with `alphas_cumprod` and prediction type `epsilon` or `v_prediction`.
+        latents, noise: [batch, channels, height, width].
+        timesteps: [batch] training time steps.
+
+    The weight is min-SNR (γ = 5): min(SNR, γ)/SNR for ε, min(SNR + 1, γ)/(SNR + 1) for v.
+    """
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    if kind not in ("epsilon", "v_prediction"):
+        raise RequestError(f"the scheduler predicts {kind!r}; epsilon and v_prediction can be trained.")
+    alphas = scheduler.alphas_cumprod.to(latents.device, latents.dtype)[timesteps]
+    signal, scale = alphas.sqrt().view(-1, 1, 1, 1), (1 - alphas).sqrt().view(-1, 1, 1, 1)
+    noisy = signal * latents + scale * noise
+    snr = alphas / (1 - alphas)
+    if kind == "epsilon":
+        return Diffused(noisy, noise, snr.clamp(max=MIN_SNR_GAMMA) / snr.clamp(min=1e-8))
+    return Diffused(noisy, signal * noise - scale * latents, (snr + 1).clamp(max=MIN_SNR_GAMMA) / (snr + 1))
+
+
+def weighted_mse(prediction: Tensor, target: Tensor, weight: Float[Tensor, "batch"]) -> Float[Tensor, ""]:
+    """Mean over the batch of each example's mean squared error times its weight."""
+    return ((prediction - target).square().flatten(1).mean(1) * weight).mean()
+
+
+@contextmanager
+def watch(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the named submodules of each forward pass inside the context, by path.
+
+    A block may answer with a tuple (hidden states first), an output object or a tensor.
+    """
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for path in paths:
+
+        def hook(block: nn.Module, args: tuple, output: object, path: str = path) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            seen[path] = hidden if isinstance(hidden, Tensor) else hidden.sample
+
+        handles.append(module.get_submodule(path).register_forward_hook(hook))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def block_distillation(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Float[Tensor, ""]:
+    """Mean over blocks of the MSE between their outputs, each divided by the variance of the teacher's."""
+    errors = [(student[path] - seen).square().mean() / seen.var().clamp(min=1e-8) for path, seen in teacher.items()]
+    return torch.stack(errors).mean()
+
+
+def resource_loss(cost: Float[Tensor, "batch"], target: float) -> Float[Tensor, ""]:
+    """|log(c̄ / p)| of the batch's mean cost, both fractions of dense."""
+    return (cost.mean() / target).log().abs()
+
+
+def spread_loss(cost: Float[Tensor, "experts"]) -> Float[Tensor, ""]:
+    """−std(c) + 1 − max(c): experts should differ in capacity and one should stay large; one expert does not spread."""
+    std = cost.std(correction=0) if cost.numel() > 1 else cost.sum() * 0
+    return 1 - cost.max() - std

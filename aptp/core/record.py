@@ -1,0 +1,103 @@
+"""The record of a run: everything that was asked, measured and spent, as JSON. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aptp.core.files import write_text
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StepEvent(_Part):
+    """The end of a training step: what observers are told."""
+
+    stage: str
+    step: int
+    total: int
+    values: dict[str, float]
+
+
+class Budget(_Part):
+    """Costs as fractions of dense: asked for, and of the codes as they are served."""
+
+    estimator: str
+    unit: str
+    dense: float
+    target: float
+    floor: float
+    uncalibrated: float | None = None
+    expected: float | None = None
+    """On training prompts, after calibration."""
+    measured: float | None = None
+    """On held-out prompts."""
+    sample_size: int
+    text_tokens: int
+
+
+class Expert(_Part):
+    """One expert: what it costs, who it serves, what it keeps."""
+
+    index: int
+    fraction: float
+    cost: float
+    parameters: int
+    training_load: float
+    validation_load: float | None = None
+    kept: dict[str, list[int]]
+    """Site path → [units kept, units]."""
+
+
+class Result(_Part):
+    """One row of the table: a method's figures over the same prompts and seeds."""
+
+    name: str
+    fraction: float
+    """Expected cost over the evaluation prompts, as a fraction of dense."""
+    macs: float
+    parameters: float
+    training_steps: int
+    training_seconds: float
+    latency_ms: float | None = None
+    peak_memory_mb: float | None = None
+    teacher_error: float | None = None
+    """Mean squared error of the denoiser's output against the dense one on validation latents."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    samples: str | None = None
+    """Folder of its pictures, relative to the run."""
+
+
+class Record(_Part):
+    """What a run leaves beside its artifacts (`record.json`)."""
+
+    format: int = 1
+    status: Literal["running", "done", "failed"] = "running"
+    error: str | None = None
+    started: str
+    finished: str | None = None
+    config: dict[str, Any]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Wall time of each stage."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Counts, skipped pictures, fingerprint."""
+    budget: Budget | None = None
+    experts: list[Expert] = Field(default_factory=list)
+    routing: dict[str, Any] = Field(default_factory=dict)
+    """On held-out prompts: `perplexity`, `perplexity_without_bias`, `load`, `mean_cost`, `kinds`: {kind: {expert: count}},
+    `mean_cost_of_kind`: {kind: fraction}, `examples`: {expert: [prompts]}."""
+    results: list[Result] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+    def save(self, path: str | Path) -> None:
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        return cls.model_validate_json(Path(path).read_text())

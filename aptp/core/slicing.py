@@ -1,0 +1,147 @@
+"""Slicing: the physically smaller stock model of an architecture, and saving and loading it as an expert."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aptp.core.anatomy import Cut, Part
+from aptp.core.architecture import Architecture, SearchSpace
+from aptp.core.errors import RequestError
+from aptp.core.files import replacing, write_json
+from aptp.core.gates import block_input
+
+WEIGHTS = "expert.safetensors"
+"""Not the name that diffusers looks for: stock `from_pretrained` must fail on an expert, never fill it with noise."""
+
+
+class PassThrough(nn.Module):
+    """What stays of a dropped block: it passes on the first `channels` channels of an image, or a sequence as it is."""
+
+    def __init__(self, channels: int, as_tuple: bool = False) -> None:
+        super().__init__()
+        self.channels = channels
+        self.as_tuple = as_tuple
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = block_input(args, kwargs)
+        hidden = hidden[:, : self.channels] if hidden.ndim == 4 else hidden
+        return (hidden,) if self.as_tuple else hidden
+
+
+def slice(module: nn.Module, space: SearchSpace, architecture: Architecture) -> nn.Module:
+    """A new stock model with only the units that `architecture` keeps; `module` is untouched.
+
+    Every weight of the result is the weight at its place in `module`, the same bits. Dropped blocks become
+    `PassThrough`s, so module lists keep their indices.
+
+    Raises:
+        RequestError: if the architecture belongs to another space.
+    """
+    if architecture.space.signature != space.signature:
+        raise RequestError("this architecture belongs to another search space; slice with the space it was made for.")
+    memo: dict[int, Any] = {}
+    for site, kept in zip(space.sites, architecture.kept, strict=True):
+        if site.is_block and not kept:
+            memo[id(module.get_submodule(site.path))] = _pass_through(module, site)
+    for site, kept in zip(space.sites, architecture.kept, strict=True):
+        if site.is_block or len(kept) == site.units:
+            continue
+        for cut in site.cuts:
+            for parameter in module.get_submodule(cut.path).parameters(recurse=False):
+                smaller = _cut(memo.get(id(parameter), parameter), cut, site.units, kept)
+                if smaller is not None:
+                    memo[id(parameter)] = nn.Parameter(smaller, requires_grad=parameter.requires_grad)
+    sliced = copy.deepcopy(module, memo)
+    for site, kept in zip(space.sites, architecture.kept, strict=True):
+        if not site.is_block and not _is_dropped(sliced, site):
+            _resize(sliced, site, len(kept))
+    return sliced
+
+
+def _pass_through(module: nn.Module, site: Part) -> PassThrough:
+    """diffusers' `Transformer2DModel` answers with a tuple; ResNet and transformer blocks with the tensor itself."""
+    return PassThrough(site.channels, as_tuple=hasattr(module.get_submodule(site.path), "transformer_blocks"))
+
+
+def _is_dropped(sliced: nn.Module, site: Part) -> bool:
+    return any(isinstance(sliced.get_submodule(path), PassThrough) for path in site.inside)
+
+
+def _cut(weight: Tensor, cut: Cut, units: int, kept: tuple[int, ...]) -> Tensor | None:
+    """`weight` with only the kept units along the cut's side; None for one that does not have that side (a bias)."""
+    dim = 0 if cut.side == "out" else 1
+    if weight.ndim <= dim:
+        return None
+    size = weight.shape[dim] // (cut.chunks * units)
+    index = torch.arange(weight.shape[dim], device=weight.device).view(cut.chunks, units, size)[:, list(kept)].flatten()
+    return weight.detach().index_select(dim, index)
+
+
+def _resize(sliced: nn.Module, site: Part, kept: int) -> None:
+    """Set the sizes that layers remember beside their weights."""
+    for cut in site.cuts:
+        layer = sliced.get_submodule(cut.path)
+        match layer:
+            case nn.Conv2d():
+                layer.out_channels, layer.in_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
+            case nn.Linear():
+                layer.out_features, layer.in_features = layer.weight.shape
+            case nn.GroupNorm():
+                layer.num_channels, layer.num_groups = layer.weight.shape[0], kept
+            case _:
+                raise RequestError(f"{cut.path!r} is a {type(layer).__name__}, which slicing does not know.")
+    if site.kind == "attention_heads":
+        attention = sliced.get_submodule(site.path)
+        attention.inner_dim = attention.inner_kv_dim = attention.to_q.out_features
+        attention.heads = attention.sliceable_head_dim = kept
+
+
+def save_expert(expert: nn.Module, architecture: Architecture, folder: str | Path) -> None:
+    """Write an expert: the dense model's config, the architecture, and the weights as safetensors."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", json.loads(expert.to_json_string()))
+    architecture.save(folder / "architecture.json")
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in expert.state_dict().items()}, temporary)
+
+
+def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """The expert that `save_expert` wrote: a stock model, in eval mode, ready for a diffusers pipeline.
+
+    Args:
+        folder: an expert's folder, e.g. `runs/demo/experts/00`.
+        dtype: the type of its weights; as saved if None.
+
+    Raises:
+        RequestError: if the folder is no expert, or its parts do not fit each other.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "architecture.json").is_file():
+        raise RequestError(f"{str(folder)!r} is not an expert: it has no architecture.json.")
+    architecture = Architecture.load(folder / "architecture.json")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        family = getattr(diffusers, config["_class_name"], None)
+        if not (isinstance(family, type) and issubclass(family, diffusers.ModelMixin)):
+            raise RequestError(f"{str(folder)!r} names {config['_class_name']!r}, which is no diffusers model.")
+        with init_empty_weights():
+            dense = family.from_config(config)
+        expert = slice(dense, architecture.space, architecture)
+        expert.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+    except (OSError, KeyError, AttributeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        raise RequestError(f"the expert in {str(folder)!r} is damaged: {str(error).splitlines()[0]}") from error
+    return expert.to(dtype).eval() if dtype else expert.eval()

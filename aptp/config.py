@@ -1,0 +1,300 @@
+"""The configuration of a run: YAML in, YAML out. Every plugin brings its own options. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aptp.core.errors import RequestError, unknown
+from aptp.core.options import Options, RelaxationOptions
+from aptp.host import Host, option_error
+
+
+class Choice(BaseModel):
+    """A strategy by name, with its options beside the name: `{name: sinkhorn, epsilon: 0.1}`.
+
+    Also written `name`, or `name:argument`, where the argument is the value of the strategy's first option.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, _, argument = value.partition(":")
+            return {"name": name, "argument": argument} if argument else {"name": name}
+        return value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options given beside the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def resolved(self, kind: str, host: Host) -> Choice:
+        """With every option validated and its default filled in."""
+        options = self.options
+        if "argument" in options:
+            first = next(iter(host.options_model(kind, self.name).model_fields), None)
+            if first is None:
+                raise RequestError(f"{kind} {self.name!r} takes no argument, but {options['argument']!r} was given.")
+            options = {first: options["argument"], **{k: v for k, v in options.items() if k != "argument"}}
+        return Choice(name=self.name, **host.options(kind, self.name, options).model_dump(mode="json"))
+
+
+class BudgetChoice(Choice):
+    """A budget estimator and the target, a fraction of the dense cost: `macs:0.66`, or `0.66`."""
+
+    target: float = Field(0.66, gt=0, le=1, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, _, target = value.rpartition(":")
+            is_number = target.replace(".", "", 1).replace("-", "", 1).replace("e", "", 1).isdigit()
+            return {"name": name or "macs", "target": target} if is_number or name else {"name": target}
+        return {"name": "macs", "target": value} if isinstance(value, int | float) else value
+
+    def resolved(self, kind: str, host: Host) -> BudgetChoice:
+        return BudgetChoice(target=self.target, **super().resolved(kind, host).model_dump())
+
+
+class Weights(Options):
+    """Weights of the distillation objective's terms."""
+
+    denoising: float = Field(1.0, ge=0)
+    distillation: float = Field(0.2, ge=0)
+    blocks: float = Field(0.2, ge=0)
+
+
+class PrepareOptions(Options):
+    """What is read and cached."""
+
+    train: int | None = Field(4096, gt=0, description="use at most this many training pictures")
+    validation: int | None = Field(512, gt=0, description="use at most this many validation pictures")
+    cache: str | None = Field(
+        None, description="folder of cached latents, text states and embeddings; shared between runs"
+    )
+
+
+class AdaptOptions(Options):
+    """Fine-tuning of the dense model on the data before it is pruned; the adapted model is then teacher and start."""
+
+    steps: int = Field(0, ge=0)
+    batch: int = Field(32, gt=0)
+    rate: float = Field(3e-4, gt=0)
+
+
+class SearchOptions(Options):
+    """The search for codes; weights of the denoiser are frozen."""
+
+    steps: int = Field(120, gt=0)
+    batch: int = Field(32, gt=0)
+    rate: float = Field(0.05, gt=0, description="of AdamW, decayed linearly to zero")
+    weights: Weights = Weights()
+    resource: float = Field(2.0, ge=0, description="weight of |log(cost / target)|")
+    spread: float = Field(0.1, ge=0, description="weight of the codes' difference in cost")
+
+
+class RecoverOptions(Options):
+    """Fine-tuning of the experts with the dense teacher."""
+
+    steps: int = Field(240, ge=0, description="in all, shared by the experts")
+    joint: float = Field(
+        0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
+    )
+    batch: int = Field(32, gt=0)
+    rate: float = Field(1e-3, gt=0)
+    weights: Weights = Weights(denoising=0.01, distillation=0.5, blocks=0.5)
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+
+
+class EvaluateOptions(Options):
+    """Generation and evaluation on held-out prompts."""
+
+    prompts: int = Field(200, gt=0)
+    steps: int = Field(15, gt=0, description="sampling steps")
+    guidance: float = Field(3.0, ge=0)
+    batch: int = Field(40, gt=0)
+    gallery: int = Field(2, ge=0, description="prompts of each kind that every expert draws")
+
+
+class RunConfig(Options):
+    """Everything a run depends on; what is not said is defaulted."""
+
+    model: str = Field("tiny", description="`tiny`, a local diffusers folder, or a hub name")
+    data: Choice = Choice(name="scenes")
+    encoder: Choice = Choice(name="minilm")
+    granularity: Choice = Choice(name="width-depth")
+    budget: BudgetChoice = BudgetChoice(name="macs")
+    router: Choice = Choice(name="contrastive")
+    balancer: Choice = Choice(name="sinkhorn")
+    pruner: Choice | None = Field(
+        None, description="a static pruner instead of a learned router: one expert for all prompts"
+    )
+    metrics: list[Choice] = Field([Choice(name="cmmd"), Choice(name="frechet"), Choice(name="clip-score")])
+    compare: list[Choice] = Field(
+        [Choice(name="magnitude")], description="static pruners to run beside, in the same table"
+    )
+    experts: int = Field(4, gt=0)
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    relaxation: RelaxationOptions = RelaxationOptions()
+    prepare: PrepareOptions = PrepareOptions()
+    adapt: AdaptOptions = AdaptOptions()
+    search: SearchOptions = SearchOptions()
+    recover: RecoverOptions = RecoverOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+
+    def resolved(self, host: Host) -> RunConfig:
+        """With the options of every strategy validated and filled in. Raises `RequestError` for the first bad one."""
+        one = {
+            kind: getattr(self, kind).resolved(kind, host)
+            for kind in ("encoder", "granularity", "budget", "router", "balancer")
+        }
+        return self.model_copy(
+            update=one
+            | {
+                "data": self.data.resolved("dataset", host),
+                "pruner": self.pruner and self.pruner.resolved("pruner", host),
+                "metrics": [metric.resolved("metric", host) for metric in self.metrics],
+                "compare": [pruner.resolved("pruner", host) for pruner in self.compare],
+            }
+        )
+
+    def static(self, pruner: Choice) -> RunConfig:
+        """The same run with a static pruner in place of the router and the search."""
+        return self.model_copy(
+            update={
+                "pruner": pruner,
+                "compare": [],
+                "experts": 1,
+                "router": Choice(name="constant"),
+                "balancer": Choice(name="none"),
+            }
+        )
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    preset: str | None = None,
+    file: str | Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """A configuration from, in rising order of precedence, a preset, a YAML file, flags and `key.path=value` texts.
+
+    Raises:
+        RequestError: in one sentence, for an unknown preset, file or key, or a bad value.
+    """
+    data: dict[str, Any] = {}
+    for layer in (_preset(preset) if preset else {}, _file(file) if file else {}, _tree(flags or {})):
+        _merge(data, layer)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise RequestError(f"--set takes key.path=value, not {assignment!r}.")
+        _merge(data, _tree({path: _scalar(text)}))
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise RequestError(_config_error(error)) from error
+
+
+def presets() -> list[str]:
+    """Names of the presets."""
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def _preset_folder() -> Any:
+    return files("aptp") / "assets" / "presets"
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in presets():
+        raise unknown("preset", name, presets())
+    return yaml.safe_load((_preset_folder() / f"{name}.yaml").read_text()) or {}
+
+
+def _file(path: str | Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"configuration {str(path)!r} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"configuration {str(path)!r} is not UTF-8 text.") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise RequestError(f"configuration {str(path)!r} is not YAML: {error.problem} in line {line}.") from error
+    except yaml.YAMLError as error:
+        raise RequestError(f"configuration {str(path)!r} is not YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(data, dict | None):
+        raise RequestError(f"configuration {str(path)!r} holds no key: value pairs.")
+    return data or {}
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"router.weight": 1}` as `{"router": {"weight": 1}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return tree
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """`over` into `base`, key by key.
+
+    Options of a strategy join the name given before, or the default's; a new name, and a strategy as text, drop the
+    options given before.
+    """
+    for key, value in over.items():
+        old = base.get(key)
+        kind = RunConfig.model_fields.get(key)
+        if isinstance(value, dict) and kind is not None and kind.annotation in (Choice, BudgetChoice, Choice | None):
+            default = kind.default.name if old is None and kind.default else None
+            old = kind_dict(kind.annotation, old) if old is not None else ({"name": default} if default else {})
+            base[key] = dict(value) if "name" in value and value["name"] != old.get("name") else {**old, **value}
+        elif isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value)
+        else:
+            base[key] = value
+
+
+def kind_dict(annotation: Any, value: Any) -> dict[str, Any]:
+    """A choice in any of its written forms as a mapping."""
+    model = BudgetChoice if annotation is BudgetChoice else Choice
+    return value if isinstance(value, dict) else model.model_validate(value).model_dump(exclude_unset=True)
+
+
+def _config_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        model: Any = RunConfig
+        for part in path[:-1]:
+            model = model.model_fields[part].annotation
+        return str(unknown("option", ".".join(path), [".".join((*path[:-1], name)) for name in model.model_fields]))
+    return option_error("the run", RunConfig, error)

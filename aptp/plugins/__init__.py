@@ -1,0 +1,150 @@
+"""The built-in strategies, which enter through the same hooks as a stranger's. Imports no torch."""
+
+from __future__ import annotations
+
+from aptp.core.hookspecs import PluginSpec, hookimpl
+
+OPTIONS = "aptp.plugins.options"
+
+
+@hookimpl
+def aptp_routers() -> list[PluginSpec]:
+    return [
+        PluginSpec(
+            "contrastive",
+            "aptp.plugins.routers.contrastive:ContrastiveRouter",
+            "APTP's: an architecture predictor and learned codes, compared by cosine",
+            f"{OPTIONS}:ContrastiveOptions",
+        ),
+        PluginSpec(
+            "constant",
+            "aptp.plugins.routers.constant:ConstantRouter",
+            "one expert for every prompt: what a static pruner serves with",
+            f"{OPTIONS}:NoOptions",
+        ),
+    ]
+
+
+@hookimpl
+def aptp_balancers() -> list[PluginSpec]:
+    return [
+        PluginSpec(
+            "sinkhorn",
+            "aptp.plugins.balancers.sinkhorn:SinkhornBalancer",
+            "entropic optimal transport with given shares (POT)",
+            f"{OPTIONS}:SinkhornOptions",
+        ),
+        PluginSpec(
+            "entropy",
+            "aptp.plugins.balancers.entropy:EntropyBalancer",
+            "no plan; a penalty for uneven mean and unsure single assignments",
+            f"{OPTIONS}:EntropyOptions",
+        ),
+        PluginSpec(
+            "none",
+            "aptp.plugins.balancers.none:NoBalancer",
+            "each prompt takes its nearest code",
+            f"{OPTIONS}:NoOptions",
+        ),
+    ]
+
+
+@hookimpl
+def aptp_granularities() -> list[PluginSpec]:
+    target = "aptp.plugins.granularities"
+    return [
+        PluginSpec(
+            "width", f"{target}.width:Width", "channel groups, heads and feed-forward bundles", f"{OPTIONS}:NoOptions"
+        ),
+        PluginSpec("depth", f"{target}.depth:Depth", "whole blocks", f"{OPTIONS}:DepthOptions"),
+        PluginSpec(
+            "width-depth",
+            f"{target}.width_depth:WidthDepth",
+            "both: APTP's own search space",
+            f"{OPTIONS}:WidthDepthOptions",
+        ),
+    ]
+
+
+@hookimpl
+def aptp_budgets() -> list[PluginSpec]:
+    target = "aptp.plugins.budgets"
+    return [
+        PluginSpec(
+            "macs", f"{target}.macs:MacsBudget", "multiply-accumulates of one denoiser call", f"{OPTIONS}:NoOptions"
+        ),
+        PluginSpec("params", f"{target}.params:ParamsBudget", "parameters of the denoiser", f"{OPTIONS}:NoOptions"),
+    ]
+
+
+@hookimpl
+def aptp_denoisers() -> list[PluginSpec]:
+    return [
+        PluginSpec(
+            "unet",
+            "aptp.plugins.denoisers.unet:UNetDenoiser",
+            "UNet2DConditionModel: Stable Diffusion 1.x, 2.x and XL",
+            f"{OPTIONS}:NoOptions",
+        )
+    ]
+
+
+@hookimpl
+def aptp_encoders() -> list[PluginSpec]:
+    target = "aptp.plugins.encoders"
+    return [
+        PluginSpec(
+            "minilm",
+            f"{target}.minilm:MiniLM",
+            "all-MiniLM-L6-v2 from its Python package, no network",
+            f"{OPTIONS}:MiniLMOptions",
+        ),
+        PluginSpec(
+            "sentence-transformers",
+            f"{target}.sentence:SentenceEncoder",
+            "any sentence-transformers folder or hub name",
+            f"{OPTIONS}:HubOptions",
+        ),
+        PluginSpec(
+            "clip",
+            f"{target}.clip:ClipTextEncoder",
+            "the text tower of any CLIP folder or hub name",
+            f"{OPTIONS}:HubOptions",
+        ),
+    ]
+
+
+@hookimpl
+def aptp_datasets() -> list[PluginSpec]:
+    target = "aptp.plugins.datasets"
+    return [
+        PluginSpec("scenes", f"{target}.scenes:Scenes", "procedural captioned scenes of graded difficulty"),
+        PluginSpec(
+            "imagefolder", f"{target}.imagefolder:ImageFolder", "a folder of pictures with metadata.jsonl or .csv"
+        ),
+    ]
+
+
+@hookimpl
+def aptp_metrics() -> list[PluginSpec]:
+    target = "aptp.plugins.metrics"
+    return [
+        PluginSpec(
+            "cmmd",
+            f"{target}.cmmd:CMMD",
+            "maximum mean discrepancy of CLIP image embeddings",
+            f"{OPTIONS}:FeatureOptions",
+        ),
+        PluginSpec(
+            "frechet",
+            f"{target}.frechet:FrechetDistance",
+            "Fréchet distance of CLIP image embeddings",
+            f"{OPTIONS}:FeatureOptions",
+        ),
+        PluginSpec(
+            "clip-score",
+            f"{target}.clip_score:ClipScore",
+            "cosine of picture and prompt, times 100",
+            f"{OPTIONS}:FeatureOptions",
+        ),
+    ]

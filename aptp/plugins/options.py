@@ -1,0 +1,78 @@
+"""The options of the built-in plugins; imports no torch, so that a bad option is refused at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from aptp.core.options import Options
+
+
+class NoOptions(Options):
+    """A strategy with nothing to set."""
+
+
+class ContrastiveOptions(Options):
+    """The contrastive router. The paper's own: weight 100, temperature 0.03 without `perplexity`."""
+
+    weight: float = Field(10.0, ge=0, description="of the contrastive loss")
+    temperature: float = Field(0.1, gt=0, description="τ of the architectures' similarities")
+    prompt_temperature: float | None = Field(
+        None, gt=0, description="τ of the prompts' similarities; by default set by perplexity"
+    )
+    perplexity: float = Field(8.0, gt=1, description="how many neighbours a prompt's similarities should speak of")
+    warmup: float = Field(
+        0.2, ge=0, le=1, description="share of the steps that gates each prompt by its own predicted architecture"
+    )
+
+
+class SinkhornOptions(Options):
+    """Entropic transport."""
+
+    epsilon: float = Field(0.05, gt=0, description="weight of the plan's entropy")
+    tolerance: float = Field(1e-6, gt=0, description="largest error of the marginals at which iteration stops")
+    iterations: int = Field(1000, gt=0, description="at most this many (the paper's own: 3)")
+
+
+class EntropyOptions(Options):
+    """The entropy penalty."""
+
+    weight: float = Field(1.0, ge=0)
+    temperature: float = Field(0.05, gt=0, description="of the softmax over scores")
+
+
+class DepthOptions(Options):
+    """Which blocks are depth sites."""
+
+    blocks: Literal["all", "last"] = Field(
+        "all", description="every block that can go, or APTP's: the last of each stage"
+    )
+
+
+class WidthDepthOptions(Options):
+    """Which blocks are depth sites beside all width sites."""
+
+    blocks: Literal["all", "last"] = Field(
+        "last", description="every block that can go, or APTP's: the last of each stage"
+    )
+
+
+class HubOptions(Options):
+    """A model in a local folder or on the hub."""
+
+    model: str = Field(description="local folder or hub name")
+    revision: str | None = None
+    max_tokens: int = Field(64, gt=0, description="every text is padded or cut to this length")
+
+
+class MiniLMOptions(Options):
+    """The packaged sentence encoder."""
+
+    max_tokens: int = Field(64, gt=0, description="every text is padded or cut to this length")
+
+
+class FeatureOptions(Options):
+    """The feature extractor of a metric."""
+
+    features: str = Field("evaluator", description="a CLIPModel folder or hub name; `evaluator` is the embedded one")

@@ -1,0 +1,1 @@
+"""Built-in routers, one a file."""

@@ -1,0 +1,8 @@
+"""The one path every method takes: prepare → search → slice → recover → generate → evaluate → report."""
+
+from __future__ import annotations
+
+from aptp.harness.plan import Plan, PlannedStage, plan
+from aptp.harness.run import run
+
+__all__ = ["Plan", "PlannedStage", "plan", "run"]

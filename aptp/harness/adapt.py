@@ -1,0 +1,60 @@
+"""Adaptation: the dense model is fine-tuned on the data before it is pruned, as its users would have done."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from aptp.core.data import Sample
+from aptp.core.objective import weighted_mse
+from aptp.harness.training import batch_index, generator_for, train
+from aptp.harness.workspace import Workspace
+from aptp.models import load_pipeline
+from aptp.pipeline import ADAPTED
+
+
+def adapt(work: Workspace, samples: list[Sample], fingerprint: str) -> None:
+    """Train denoiser and text encoders together, save the pipeline in the run, and go on with the saved one."""
+    folder = work.path(ADAPTED)
+    if not folder.is_dir():
+        _fine_tune(work, samples, fingerprint)
+        partial = folder.with_name(f".{folder.name}.partial")
+        work.pipeline.save_pretrained(partial)
+        partial.rename(folder)
+    work.pipeline = load_pipeline(str(folder), work.device)
+    work.forget_model()
+
+
+def _fine_tune(work: Workspace, samples: list[Sample], fingerprint: str) -> None:
+    config, options = work.config, work.config.adapt
+    pictures = work.preparer.pictures(samples, fingerprint, "training")
+    encoders = {n: c for n, c in work.pipeline.components.items() if n.startswith("text_encoder") and c is not None}
+    modules = nn.ModuleDict({"denoiser": work.dense, **encoders}).requires_grad_(True)
+    dropout = config.recover.caption_dropout
+
+    def step_loss(step: int) -> dict[str, Tensor]:
+        index = batch_index(len(pictures), options.batch, step, config.seed, "adapt")
+        generator = generator_for(config.seed, "adapt", step)
+        dropped = torch.rand(len(index), generator=generator) < dropout
+        captions = ["" if drop else pictures.samples[i].caption for i, drop in zip(index, dropped, strict=True)]
+        text = work.denoiser.encode_text(work.pipeline, captions, work.sample_size)
+        example = work.noiser(pictures.latents[index], text, generator)
+        prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
+        return {"loss": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
+
+    with work.progress.task("adapting the dense model", options.steps) as advance:
+
+        def observe(step: int, values: dict[str, float]) -> None:
+            work.step_ended("adapt", step, options.steps, values)
+            advance(note=f"loss {values['loss']:.3f}")
+
+        train(
+            steps=options.steps,
+            module=modules,
+            rate=options.rate,
+            checkpoint=work.path("checkpoints/adapt.safetensors"),
+            log=work.path("logs/adapt.jsonl"),
+            step_loss=step_loss,
+            observe=observe,
+        )
+    modules.requires_grad_(False)

@@ -1,0 +1,260 @@
+"""Generation through the routed pipeline, and the figures of a method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from aptp.core.data import Sample
+from aptp.core.files import replacing, write_json
+from aptp.core.metric import GenerationBatch
+from aptp.core.record import Result
+from aptp.core.router import serve
+from aptp.harness.data import fit
+from aptp.harness.measure import latency_ms, peak_memory_mb
+from aptp.harness.training import generator_for
+from aptp.harness.workspace import Workspace, make
+from aptp.pipeline import RoutedPipeline
+
+TEACHER_PICTURES = 128
+"""Validation latents on which experts are compared with the dense model."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The held-out prompts that every method answers, with their real pictures; the same for all methods of a run."""
+
+    samples: Sequence[Sample]
+    index: Int[Tensor, "prompts"]
+    """Their places in the validation split."""
+
+    @classmethod
+    def draw(cls, work: Workspace) -> Questions:
+        order = torch.randperm(len(work.validation), generator=generator_for(work.config.seed, "evaluation"))
+        index = order[: work.config.evaluate.prompts]
+        return cls([work.validation.samples[i] for i in index], index)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [sample.caption for sample in self.samples]
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(len(self.samples)))
+
+
+def draw_pictures(
+    work: Workspace,
+    pipe: RoutedPipeline,
+    folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    experts: Sequence[int],
+) -> None:
+    """Draw what is not yet in `folder`, as `000.png`, …; expert −1 is the dense model."""
+    missing = [i for i in range(len(prompts)) if not (folder / f"{i:03d}.png").exists()]
+    options = work.config.evaluate
+    with work.progress.task(f"drawing {folder.name}", len(prompts)) as advance:
+        advance(len(prompts) - len(missing))
+        for start in range(0, len(missing), options.batch * 4):
+            part = missing[start : start + options.batch * 4]
+            drawn = pipe(
+                [prompts[i] for i in part],
+                seed=[seeds[i] for i in part],
+                experts=[experts[i] for i in part],
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance,
+                batch_size=options.batch,
+                advance=advance,
+            )
+            for place, image in zip(part, drawn.images, strict=True):
+                save_picture(image, folder / f"{place:03d}.png")
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG atomically."""
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def save_real(work: Workspace, questions: Questions) -> None:
+    """The real pictures of the evaluation prompts."""
+    for place, sample in enumerate(questions.samples):
+        path = work.path(f"samples/real/{place:03d}.png")
+        if not path.exists():
+            save_picture(fit(sample, work.preparer.latent_size * work.pipeline.vae_scale_factor), path)
+
+
+def metrics_of(
+    work: Workspace, folder: Path, real: Path, questions: Questions, experts: Sequence[int]
+) -> dict[str, float]:
+    """Every configured metric over the pictures in `folder`."""
+    metrics = [make(work.host, "metric", choice) for choice in work.config.metrics]
+    figures: dict[str, float] = {}
+    count, size = len(questions.samples), 64
+    with work.progress.task(f"measuring {folder.name}", count) as advance:
+        for start in range(0, count, size):
+            places = range(start, min(start + size, count))
+            batch = GenerationBatch(
+                _pictures(folder, places),
+                [questions.prompts[i] for i in places],
+                _pictures(real, places),
+                torch.tensor([experts[i] for i in places]),
+            )
+            for metric in metrics:
+                metric.update(batch)
+            advance(len(places))
+    for metric in metrics:
+        figures |= metric.compute()
+    return figures
+
+
+def _pictures(folder: Path, places: Sequence[int]) -> Tensor:
+    arrays = [np.asarray(Image.open(folder / f"{place:03d}.png").convert("RGB")) for place in places]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -> Result:
+    """The dense model's row."""
+    experts = [-1] * len(questions.samples)
+    folder = work.path("samples/dense")
+    draw_pictures(work, pipe, folder, questions.prompts, questions.seeds, experts)
+    size = work.sample_size, work.text_tokens
+    return Result(
+        name="dense",
+        fraction=1.0,
+        macs=work.cost_by("macs").dense,
+        parameters=work.cost_by("params").dense,
+        training_steps=0,
+        training_seconds=0.0,
+        latency_ms=latency_ms(work.denoiser, work.dense, *size),
+        peak_memory_mb=peak_memory_mb(work.denoiser, work.dense, *size),
+        teacher_error=0.0,
+        metrics=metrics_of(work, folder, work.path("samples/real"), questions, experts),
+        samples="samples/dense",
+    )
+
+
+def method_result(
+    work: Workspace,
+    pipe: RoutedPipeline,
+    questions: Questions,
+    name: str,
+    route: Int[Tensor, "validation"],
+    real: Path,
+    steps: int,
+    seconds: float,
+) -> Result:
+    """A pruned method's row: its figures are means over the prompts, each on its own expert."""
+    experts = route[questions.index].tolist()
+    folder = work.path(f"samples/{name}")
+    draw_pictures(work, pipe, folder, questions.prompts, questions.seeds, experts)
+    share = route[questions.index].bincount(minlength=len(pipe.bundle.fractions)).double() / len(experts)
+    gates = torch.stack([a.gates for a in work.architectures])
+    size = work.sample_size, work.text_tokens
+
+    def mean(of_expert) -> float:
+        return sum(float(s) * of_expert(i) for i, s in enumerate(share) if s)
+
+    return Result(
+        name=name,
+        fraction=float((work.cost_model.fraction(gates) * share).sum()),
+        macs=float((work.cost_by("macs").cost(gates) * share).sum()),
+        parameters=float((work.cost_by("params").cost(gates) * share).sum()),
+        training_steps=steps,
+        training_seconds=seconds,
+        latency_ms=mean(lambda i: latency_ms(work.denoiser, pipe.expert(i), *size)),
+        peak_memory_mb=mean(lambda i: peak_memory_mb(work.denoiser, pipe.expert(i), *size)),
+        teacher_error=teacher_error(work, pipe, route),
+        metrics=metrics_of(work, folder, real, questions, experts),
+        samples=f"samples/{name}",
+    )
+
+
+@torch.no_grad()
+def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> float:
+    """Mean squared error of the experts' outputs against the dense model's, on noised validation latents."""
+    pictures = work.validation
+    index = torch.arange(min(TEACHER_PICTURES, len(pictures)))
+    generator = generator_for(work.config.seed, "teacher error")
+    example = work.noiser(pictures.latents[index], pictures.text_states(index), generator)
+    answer = work.distiller.teach(example).answer
+    total = 0.0
+    for expert in route[index].unique().tolist():
+        mine = route[index] == expert
+        text = {name: states[mine] for name, states in example.text.items()}
+        said = work.denoiser.predict(pipe.expert(expert), example.diffused.noisy[mine], example.timesteps[mine], text)
+        total += float((said - answer[mine]).square().flatten(1).mean(1).sum())
+    return total / len(index)
+
+
+def routing_figures(work: Workspace, bias: Float[Tensor, "experts"], fractions: Sequence[float]) -> tuple[Tensor, dict]:
+    """The route of every validation prompt, and what the record says of it."""
+    prompts = work.validation.prompts()
+    scores = work.router.scores(prompts)
+    route = serve(scores, bias)
+    costs = torch.tensor(fractions, dtype=torch.float64)[route]
+    kinds: dict[str, dict[str, int]] = {}
+    cost_of: dict[str, float] = {}
+    for kind in sorted({kind for kind in work.validation.kinds if kind is not None}):
+        mine = torch.tensor([other == kind for other in work.validation.kinds])
+        counts = route[mine].bincount(minlength=len(fractions))
+        kinds[kind] = {str(i): int(count) for i, count in enumerate(counts)}
+        cost_of[kind] = float(costs[mine].mean())
+    examples: dict[str, list[str]] = {str(i): [] for i in range(len(fractions))}
+    for text, expert in zip(prompts.text, route.tolist(), strict=True):
+        if len(mine := examples[str(expert)]) < 6 and text not in mine:
+            mine.append(text)
+    return route, {
+        "perplexity": perplexity(route, len(fractions)),
+        "perplexity_without_bias": perplexity(serve(scores, torch.zeros_like(bias)), len(fractions)),
+        "load": (route.bincount(minlength=len(fractions)).double() / len(route)).tolist(),
+        "mean_cost": float(costs.mean()),
+        "kinds": kinds,
+        "mean_cost_of_kind": cost_of,
+        "examples": examples,
+    }
+
+
+def perplexity(route: Int[Tensor, "prompts"], experts: int) -> float:
+    """exp of the entropy of the experts' shares: how many experts are in use, in effect."""
+    share = route.bincount(minlength=experts).double() / len(route)
+    return float(torch.special.entr(share).sum().exp())
+
+
+def draw_gallery(
+    work: Workspace, pipe: RoutedPipeline, questions: Questions, route: Tensor, others: dict[str, RoutedPipeline]
+) -> None:
+    """A few prompts of each kind as every model of the run draws them, for the report."""
+    chosen: list[int] = []
+    for kind in sorted({sample.kind or "" for sample in questions.samples}):
+        chosen += [i for i, s in enumerate(questions.samples) if (s.kind or "") == kind][: work.config.evaluate.gallery]
+    if not any(sample.kind for sample in questions.samples):
+        chosen = list(range(min(5 * work.config.evaluate.gallery, len(questions.samples))))
+    if not chosen:
+        return
+    samples = [questions.samples[i] for i in chosen]
+    columns: list[dict] = [{"name": "real", "folder": "gallery/real"}]
+    for place, i in enumerate(chosen):
+        save_picture(Image.open(work.path(f"samples/real/{i:03d}.png")), work.path(f"gallery/real/{place:03d}.png"))
+    models = [("dense", "dense", pipe, -1)]
+    models += [(f"expert {k}", f"expert-{k:02d}", pipe, k) for k in range(len(pipe.bundle.fractions))]
+    models += [(name, name, other, 0) for name, other in others.items()]
+    for name, folder, drawer, expert in models:
+        path = f"gallery/{folder}"
+        seeds = [questions.seeds[i] for i in chosen]
+        draw_pictures(work, drawer, work.path(path), [s.caption for s in samples], seeds, [expert] * len(samples))
+        columns.append({"name": name, "folder": path} | ({"expert": expert} if folder.startswith("expert-") else {}))
+    prompts = [
+        {"prompt": s.caption, "kind": s.kind, "seed": questions.seeds[i], "expert": int(route[questions.index[i]])}
+        for i, s in zip(chosen, samples, strict=True)
+    ]
+    write_json(work.path("gallery/gallery.json"), json.loads(json.dumps({"prompts": prompts, "columns": columns})))

@@ -1,0 +1,84 @@
+"""Measured cost of a denoiser: latency and peak memory of one call."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from aptp.core.denoiser import Denoiser
+
+BATCH = 8
+REPEATS = 5
+
+
+@torch.no_grad()
+def latency_ms(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tokens: int) -> float:
+    """Median wall time of a call on a batch of 8, in milliseconds."""
+    inputs = _inputs(denoiser, module, sample_size, text_tokens)
+    times = []
+    for _ in range(REPEATS + 1):  # the first warms up
+        start = time.perf_counter()
+        module(**inputs)
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[1:])
+
+
+@torch.no_grad()
+def peak_memory_mb(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tokens: int) -> float:
+    """Most memory that tensors hold during a call on a batch of 8, weights included, in MB (10⁶ bytes).
+
+    On a GPU what the allocator says; elsewhere the storages that live at once.
+    """
+    inputs = _inputs(denoiser, module, sample_size, text_tokens)
+    if module.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(module.device)
+        module(**inputs)
+        return torch.cuda.max_memory_allocated(module.device) / 1e6
+    with _LiveTensors() as live:
+        module(**inputs)
+    return (sum(p.numel() * p.element_size() for p in module.parameters()) + live.peak) / 1e6
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, for as long as they live; `peak` is the most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        answer = function(*args, **(kwargs or {}))
+        known = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
+        for tensor in tree_leaves(answer):
+            if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self._born(tensor.untyped_storage())
+        return answer
+
+    def _born(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._died, size)
+
+    def _died(self, size: int) -> None:
+        self.now -= size
+
+
+def _inputs(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tokens: int) -> dict:
+    one = denoiser.example_inputs(module, sample_size, text_tokens)
+    return _repeated(one)
+
+
+def _repeated(inputs: dict) -> dict:
+    return {
+        name: _repeated(value) if isinstance(value, dict) else value.repeat(BATCH, *[1] * (value.ndim - 1))
+        for name, value in inputs.items()
+    }

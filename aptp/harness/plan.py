@@ -1,0 +1,112 @@
+"""What a run would do, how long it would take and what it needs, from a few timed calls of the real model."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aptp.config import RunConfig
+from aptp.core.progress import Quiet
+from aptp.core.record import Record
+from aptp.harness.measure import peak_memory_mb
+from aptp.harness.workspace import Workspace
+from aptp.host import Host
+
+PROBE = 4
+"""Pictures in a timed call."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, its expected wall time, and what it does."""
+
+    name: str
+    seconds: float
+    what: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages, the disk that the run and its caches need, and its peak of tensor memory, in MB (10⁶ bytes)."""
+
+    stages: list[PlannedStage]
+    disk_mb: float
+    memory_mb: float
+
+
+def plan(config: RunConfig, host: Host) -> Plan:
+    """Check a resolved configuration and estimate its stages. Raises `RequestError` exactly where a run would."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Record(started="", config={}, versions={}, hardware={})
+        work = Workspace.open(config, Path(folder), host, Quiet(), record)
+        return _estimate(work)
+
+
+def _estimate(work: Workspace) -> Plan:
+    config, target = work.config, work.config.budget.target
+    counts = [len(work.dataset.samples(split)) for split in ("train", "validation")]
+    limits = config.prepare.train, config.prepare.validation
+    pictures = sum(min(count, limit or count) for count, limit in zip(counts, limits, strict=True))
+    call = _seconds_of_call(work)
+    encode = _seconds_of_encoding(work)
+    prompts = min(config.evaluate.prompts, counts[1])
+    methods = 1 + len(config.compare)
+    calls = config.evaluate.steps * (2 if config.evaluate.guidance > 1 else 1)
+    learned = config.pruner is None
+    # a backward pass costs about two forward ones, or one where no weight takes a gradient
+    search = config.search.steps * config.search.batch * call * (1 + 1 + 1.2) * learned
+    recover = config.recover.steps * config.recover.batch * call * (1 + 3 * target) * methods
+    adapt = config.adapt.steps * config.adapt.batch * call * 3
+    draw = prompts * (calls * call * (1 + target * methods) + encode * (1 + methods))
+    weights = sum(p.numel() * 4 for p in work.dense.parameters()) / 1e6
+    experts = weights * target * (config.experts + len(config.compare))
+    latents = pictures * work.dense.config.in_channels * work.sample_size**2 * 4 / 1e6
+    text = pictures * work.text_tokens * 4 * _text_width(work) / 1e6
+    stages = [
+        PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
+        PlannedStage("adapt", adapt, f"{config.adapt.steps:,} steps of fine-tuning the dense model"),
+        PlannedStage("search", search, f"{config.search.steps:,} steps for {config.experts} experts"),
+        PlannedStage("recover", recover, f"{config.recover.steps:,} steps for each of {methods} methods"),
+        PlannedStage("generate", draw, f"{prompts:,} pictures for each of {methods + 1} methods"),
+    ]
+    states = weights * (4 if config.recover.steps or config.adapt.steps else 1)
+    activations = peak_memory_mb(work.denoiser, work.dense, work.sample_size, work.text_tokens) - weights
+    return Plan(
+        [stage for stage in stages if stage.seconds],
+        latents + text + experts + 3 * weights,
+        weights + states + 3 * activations * max(config.search.batch, config.recover.batch) / 8,
+    )
+
+
+@torch.no_grad()
+def _seconds_of_call(work: Workspace) -> float:
+    """Forward time of the dense denoiser for one picture."""
+    inputs = work.denoiser.example_inputs(work.dense, work.sample_size, work.text_tokens)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        for _ in range(PROBE):
+            work.dense(**inputs)
+        times.append((time.perf_counter() - start) / PROBE)
+    return statistics.median(times[1:])
+
+
+@torch.no_grad()
+def _seconds_of_encoding(work: Workspace) -> float:
+    """Time of the VAE for one picture."""
+    vae = work.pipeline.vae
+    size = work.sample_size * work.pipeline.vae_scale_factor
+    pixels = torch.zeros(PROBE, 3, size, size, device=vae.device, dtype=vae.dtype)
+    vae.encode(pixels)
+    start = time.perf_counter()
+    vae.encode(pixels)
+    return (time.perf_counter() - start) / PROBE
+
+
+def _text_width(work: Workspace) -> int:
+    return int(work.preparer.text([""], "empty")["encoder_hidden_states"].shape[-1])

@@ -1,0 +1,249 @@
+"""A run from its configuration to its report; every stage leaves an artifact and resumes from it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from aptp.bundle import load_bundle, save_router
+from aptp.config import RunConfig
+from aptp.core.errors import RequestError
+from aptp.core.files import write_text
+from aptp.core.progress import Progress
+from aptp.core.record import Budget, Expert, Record, Result
+from aptp.harness import evaluate
+from aptp.harness.adapt import adapt
+from aptp.harness.recover import make_experts, recover
+from aptp.harness.search import Found, search
+from aptp.harness.workspace import Workspace
+from aptp.host import Host
+from aptp.pipeline import RoutedPipeline
+from aptp.report import write_report
+
+LIBRARIES = (
+    "aptp",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "POT",
+    "faiss-cpu",
+    "torchmetrics",
+    "safetensors",
+)
+FAR_FROM_TARGET = 0.05
+"""An uncalibrated cost further than this share from the target is worth a warning."""
+
+
+def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progress: Progress) -> Record:
+    """Carry out a resolved configuration in the directory `out`.
+
+    Raises:
+        RequestError: before any long work, if the request cannot be carried out or `out` belongs to another one.
+    """
+    record = _claim(config, out, resume)
+    if record.status == "done":
+        write_report(out)
+        return record
+    record.status, record.error, record.warnings = "running", None, []
+    work = Workspace.open(config, out, host, progress, record)
+    try:
+        _stages(work)
+    except BaseException as error:
+        record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+        record.save(out / "record.json")
+        raise
+    record.status, record.error, record.finished = "done", None, _now()
+    record.save(out / "record.json")
+    write_report(out)
+    host.hook.aptp_run_end(record=record)
+    return record
+
+
+def _claim(config: RunConfig, out: Path, resume: bool) -> Record:
+    """Make `out` this run's, or refuse it. A record that is there goes on."""
+    file = out / "config.yaml"
+    if file.exists():
+        if yaml.safe_load(file.read_text()) != yaml.safe_load(config.to_yaml()):
+            raise RequestError(f"run directory {str(out)!r} belongs to another configuration; choose another --out.")
+        if not resume:
+            raise RequestError(f"run directory {str(out)!r} holds this run already; add --resume to go on with it.")
+    elif out.exists() and any(out.iterdir()):
+        raise RequestError(f"{str(out)!r} is not empty and no run directory; choose another --out.")
+    if (out / "record.json").exists():
+        return Record.load(out / "record.json")
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        versions[library] = metadata.version(library)
+    hardware = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return Record(started=_now(), config=config.model_dump(mode="json"), versions=versions, hardware=hardware)
+
+
+def _stages(work: Workspace) -> None:
+    record, config = work.record, work.config
+    write_text(work.path("config.yaml"), config.to_yaml())
+    record.save(work.path("record.json"))
+    _prepare(work)
+    questions = evaluate.Questions.draw(work)
+    pipe, route = _method(work)
+    evaluate.save_real(work, questions)
+    record.results = []
+    with _timed(work, "evaluate"):
+        record.results.append(evaluate.dense_result(work, pipe, questions))
+        record.results.append(_result(work, pipe, questions, route, work.path("samples/real")))
+    others = {}
+    for choice in config.compare:
+        static = work.beside(config.static(choice), work.path(f"baselines/{choice.name}"))
+        others[choice.name], constant = _method(static)
+        with _timed(static, "evaluate"):
+            result = _result(static, others[choice.name], questions, constant, work.path("samples/real"))
+        static.record.results = [result]
+        static.record.status, static.record.finished = "done", _now()
+        static.record.save(static.path("record.json"))
+        record.results.append(result.model_copy(update={"samples": f"baselines/{choice.name}/{result.samples}"}))
+    with _timed(work, "gallery"):
+        evaluate.draw_gallery(work, pipe, questions, route, others)
+
+
+def _prepare(work: Workspace) -> None:
+    config, record = work.config, work.record
+    with _timed(work, "prepare"):
+        fingerprint = work.dataset.fingerprint()
+        train = list(work.dataset.samples("train"))[: config.prepare.train]
+        validation = list(work.dataset.samples("validation"))[: config.prepare.validation]
+    if config.adapt.steps:
+        with _timed(work, "adapt"):
+            adapt(work, train, fingerprint)
+    with _timed(work, "prepare"):
+        work.train = work.preparer.pictures(train, fingerprint, "training")
+        work.validation = work.preparer.pictures(validation, fingerprint, "held-out")
+    skipped = getattr(work.dataset, "skipped", {}) | work.preparer.skipped
+    record.data = {
+        "fingerprint": fingerprint,
+        "training_pictures": len(work.train),
+        "validation_pictures": len(work.validation),
+        "skipped": skipped,
+    }
+    if skipped:
+        work.warn(f"{len(skipped)} pictures were skipped; the first: {next(iter(skipped.values()))}.")
+    if config.experts > len(work.train):
+        raise RequestError(
+            f"{config.experts} experts are more than the {len(work.train)} training prompts that are left."
+        )
+
+
+def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
+    """Search, slice and recover; the pipeline that serves the experts, and the route of every validation prompt."""
+    record = work.record
+    with _timed(work, "search"):
+        found = search(work)
+        work.architectures = found.architectures
+    fractions = [float(work.cost_model.fraction(a.gates)) for a in found.architectures]
+    if "slice" not in record.seconds:
+        with _timed(work, "slice"):
+            make_experts(work, found)
+            _save_router(work, found, fractions)
+    with _timed(work, "recover"):
+        recover(work, found.architectures, found.bias)
+    pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host), work.pipeline)
+    route, record.routing = evaluate.routing_figures(work, found.bias, fractions)
+    _describe(work, found, fractions)
+    record.save(work.path("record.json"))
+    return pipe, route
+
+
+def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
+    config = work.config
+    save_router(
+        work.path("router"),
+        router=work.router,
+        space=work.space,
+        router_choice=config.router,
+        balancer=config.balancer,
+        encoder=config.encoder,
+        relaxation=config.relaxation,
+        embed=work.train.embeds.shape[1],
+        bias=found.bias,
+        threshold=found.threshold,
+        fractions=fractions,
+        model=config.model,
+        component=work.denoiser.component,
+    )
+
+
+def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
+    record, target = work.record, work.config.budget.target
+    record.budget = Budget(
+        estimator=work.config.budget.name,
+        unit=work.cost_model.unit,
+        dense=work.cost_model.dense,
+        target=target,
+        floor=work.cost_model.floor,
+        uncalibrated=found.uncalibrated,
+        expected=found.expected,
+        measured=record.routing["mean_cost"],
+        sample_size=work.sample_size,
+        text_tokens=work.text_tokens,
+    )
+    parameters = work.cost_by("params")
+    record.experts = [
+        Expert(
+            index=index,
+            fraction=fractions[index],
+            cost=fractions[index] * work.cost_model.dense,
+            parameters=int(parameters.cost(architecture.gates)),
+            training_load=float(found.load[index]),
+            validation_load=record.routing["load"][index],
+            kept={s.path: [len(k), s.units] for s, k in zip(work.space.sites, architecture.kept, strict=True)},
+        )
+        for index, architecture in enumerate(found.architectures)
+    ]
+    if abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
+        work.warn(
+            f"the search ended at {found.uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
+            f"calibration moved it to {found.expected:.3f}. Search longer, or with another rate or offset."
+        )
+
+
+def _result(work: Workspace, pipe: RoutedPipeline, questions: evaluate.Questions, route: Tensor, real: Path) -> Result:
+    config, seconds = work.config, work.record.seconds
+    name = config.pruner.name if config.pruner else f"{config.router.name}+{config.balancer.name}"
+    spent = seconds["search"] + seconds["recover"]
+    return evaluate.method_result(work, pipe, questions, name, route, real, config.recover.steps, spent)
+
+
+@contextmanager
+def _timed(work: Workspace, stage: str) -> Iterator[None]:
+    """Add a stage's wall time to the record and save it; a resumed stage adds to what it took before."""
+    start, seconds = time.monotonic(), work.record.seconds
+    yield
+    seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+    work.record.save(work.path("record.json"))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,137 @@
+"""The search: the router learns codes and who goes where, the denoiser's weights frozen; then calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from aptp.core.architecture import Architecture, harden
+from aptp.core.calibration import calibrate, expected_cost
+from aptp.core.gates import gated
+from aptp.core.objective import resource_loss, spread_loss
+from aptp.core.pruner import PrunerContext
+from aptp.core.router import serve
+from aptp.harness.training import batch_index, generator_for, train
+from aptp.harness.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search leaves: experts' architectures, how prompts are served, and the figures on the way."""
+
+    architectures: list[Architecture]
+    bias: Float[Tensor, "experts"]
+    threshold: float
+    load: Float[Tensor, "experts"]
+    uncalibrated: float
+    expected: float
+    weights: dict[str, Tensor]
+    """Weights that a pruner updated, by name; empty where an expert starts as a true slice."""
+
+
+def search(work: Workspace) -> Found:
+    """Train the router (or ask the static pruner), then fit serving bias and threshold on the training prompts."""
+    if work.config.pruner is not None:
+        return _pruned(work)
+    _train_router(work)
+    scores = work.router.scores(work.train.prompts())
+    bias = work.router_context.balancer.serving_bias(scores)
+    load = _load(scores, bias)
+    with torch.no_grad():
+        soft = work.router.codes().detach().float().cpu()
+    target = work.config.budget.target
+    threshold = calibrate(work.cost_model, soft, load, target)
+    gates = harden(work.space, soft, threshold)
+    return Found(
+        [Architecture(work.space, row) for row in gates],
+        bias,
+        threshold,
+        load,
+        expected_cost(work.cost_model, harden(work.space, soft), load),
+        expected_cost(work.cost_model, gates, load),
+        {},
+    )
+
+
+def _load(scores: Float[Tensor, "prompts experts"], bias: Float[Tensor, "experts"]) -> Float[Tensor, "experts"]:
+    counts = serve(scores, bias).bincount(minlength=scores.shape[1])
+    return counts.double() / counts.sum()
+
+
+def _pruned(work: Workspace) -> Found:
+    config = work.config
+    pruner = work.host.create("pruner", config.pruner.name, config.pruner.options)
+    context = PrunerContext(
+        work.dense, work.space, work.cost_model, config.budget.target, config.seed, lambda: _calibration_losses(work)
+    )
+    pruned = pruner.prune(context)
+    cost = float(work.cost_model.fraction(pruned.architecture.gates))
+    return Found(
+        [pruned.architecture],
+        torch.zeros(1).double(),
+        0.5,
+        torch.ones(1).double(),
+        cost,
+        cost,
+        dict(pruned.weights or {}),
+    )
+
+
+def _calibration_losses(work: Workspace) -> Iterator[Float[Tensor, ""]]:
+    """Denoising losses of training batches, for as long as the pruner asks."""
+    step = 0
+    while True:
+        index = batch_index(len(work.train), work.config.search.batch, step, work.config.seed, "calibration")
+        example = work.noiser(
+            work.train.latents[index],
+            work.train.text_states(index),
+            generator_for(work.config.seed, "calibration", step),
+        )
+        yield work.distiller.terms(work.dense, example, work.distiller.teach(example))["denoising"]
+        step += 1
+
+
+def _train_router(work: Workspace) -> None:
+    config, options = work.config, work.config.search
+    router, relaxation = work.router.train(), work.router_context.relaxation
+
+    def step_loss(step: int) -> dict[str, Tensor]:
+        index = batch_index(len(work.train), options.batch, step, config.seed, "search")
+        generator = generator_for(config.seed, "search", step)
+        example = work.noiser(work.train.latents[index], work.train.text_states(index), generator)
+        prompts = work.train.prompts(index).to(work.device)
+        routing = router(prompts, step=step, generator=generator, timesteps=example.timesteps)
+        taught = work.distiller.teach(example)
+        with gated(work.dense, work.space, routing.gates):
+            seen = work.distiller.terms(work.dense, example, taught)
+        cost = work.cost_model.fraction(routing.gates)
+        own = (routing.index < 0).all()
+        costs = cost if own else work.cost_model.fraction(relaxation.straight_through(router.codes()))
+        terms = {
+            "resource": options.resource * resource_loss(cost, config.budget.target),
+            "spread": options.spread * spread_loss(costs),
+            **routing.losses,
+        }
+        total = sum(terms.values()) + sum(weight * seen[name] for name, weight in options.weights)
+        return {"loss": total, "cost": cost.mean().detach(), **seen, **terms}
+
+    with work.progress.task("searching for experts", options.steps) as advance:
+
+        def observe(step: int, values: dict[str, float]) -> None:
+            work.step_ended("search", step, options.steps, values)
+            advance(note=f"loss {values['loss']:.3f}, cost {values['cost']:.2f} of dense")
+
+        train(
+            steps=options.steps,
+            module=router,
+            rate=options.rate,
+            checkpoint=work.path("checkpoints/search.safetensors"),
+            log=work.path("logs/search.jsonl"),
+            step_loss=step_loss,
+            observe=observe,
+        )
+    router.eval()

@@ -1,0 +1,177 @@
+"""What the stages of a run hand one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from aptp.api import denoiser_of, search_space
+from aptp.config import Choice, RunConfig
+from aptp.core.architecture import Architecture, SearchSpace
+from aptp.core.budget import CostModel
+from aptp.core.data import CaptionedDataset
+from aptp.core.denoiser import Denoiser
+from aptp.core.errors import RequestError
+from aptp.core.files import write_text
+from aptp.core.progress import Progress
+from aptp.core.record import Record, StepEvent
+from aptp.core.relaxation import Relaxation
+from aptp.core.router import PromptBatch, Router, RouterContext
+from aptp.harness.data import Pictures, Preparer, default_cache
+from aptp.harness.training import Distiller, Noiser
+from aptp.host import Host
+from aptp.models import device_of, load_pipeline
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+@dataclass
+class Workspace:
+    """The models, data and strategies of one run: cheap things are checked at once, the rest comes when asked."""
+
+    config: RunConfig
+    out: Path
+    host: Host
+    progress: Progress
+    record: Record
+    device: torch.device
+    pipeline: DiffusionPipeline
+    dataset: CaptionedDataset
+    train: Pictures = field(init=False)
+    validation: Pictures = field(init=False)
+    architectures: list[Architecture] = field(init=False)
+
+    @classmethod
+    def open(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
+        """Load the model and look at the data. Raises `RequestError` for a request that cannot be carried out."""
+        dataset = make(host, "dataset", config.data)
+        counts = {split: len(dataset.samples(split)) for split in ("train", "validation")}
+        if config.experts > min(counts["train"], config.prepare.train or counts["train"]):
+            raise RequestError(f"{config.experts} experts are more than the {counts['train']} training prompts.")
+        device = device_of(config.device)
+        work = cls(config, out, host, progress, record, device, load_pipeline(config.model, device), dataset)
+        work.cost_model.check(config.budget.target)
+        nobody = PromptBatch([], work.preparer.embeds([""], "empty")[:0])
+        make(host, "router", config.router).setup(work.context_for(nobody))  # refuses what it cannot serve
+        return work
+
+    def beside(self, config: RunConfig, out: Path) -> Workspace:
+        """A run of another configuration over the same models and data."""
+        file = out / "record.json"
+        record = (
+            Record.load(file)
+            if file.exists()
+            else self.record.model_copy(
+                update={"config": config.model_dump(mode="json"), "seconds": {}, "results": [], "warnings": []}
+            )
+        )
+        other = Workspace(config, out, self.host, self.progress, record, self.device, self.pipeline, self.dataset)
+        other.train, other.validation = self.train, self.validation
+        write_text(out / "config.yaml", config.to_yaml())
+        return other
+
+    def path(self, relative: str) -> Path:
+        """A place in the run directory."""
+        return self.out / relative
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The family of the model."""
+        module = getattr(self.pipeline, "unet", None) or getattr(self.pipeline, "transformer", None)
+        if module is None:
+            raise RequestError(f"model {self.config.model!r} has neither a unet nor a transformer to prune.")
+        return denoiser_of(module, self.host)
+
+    @property
+    def dense(self) -> nn.Module:
+        """The dense denoiser."""
+        return getattr(self.pipeline, self.denoiser.component)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        choice = self.config.granularity
+        return search_space(self.dense, choice.name, host=self.host, **choice.options)
+
+    @property
+    def sample_size(self) -> int:
+        """Height and width of the latents."""
+        return int(self.dense.config.sample_size)
+
+    @cached_property
+    def text_tokens(self) -> int:
+        """Length of an encoded prompt."""
+        return int(self.preparer.text([""], "empty")["encoder_hidden_states"].shape[1])
+
+    def cost_by(self, estimator: str, **options) -> CostModel:
+        """A cost model of the dense denoiser at the size that is served."""
+        inputs = self.denoiser.example_inputs(self.dense, self.sample_size, self.text_tokens)
+        return self.host.create("budget", estimator, options).profile(self.denoiser, self.dense, self.space, inputs)
+
+    @cached_property
+    def cost_model(self) -> CostModel:
+        """The cost model of the budget."""
+        options = self.config.budget.options
+        return self.cost_by(self.config.budget.name, **options)
+
+    @cached_property
+    def preparer(self) -> Preparer:
+        cache = Path(self.config.prepare.cache) if self.config.prepare.cache else default_cache()
+        encoder = make(self.host, "encoder", self.config.encoder)
+        return Preparer(self.pipeline, self.denoiser, encoder, cache, self.progress)
+
+    @cached_property
+    def noiser(self) -> Noiser:
+        return Noiser(self.denoiser, self.pipeline.scheduler, self.device)
+
+    @cached_property
+    def distiller(self) -> Distiller:
+        return Distiller(self.denoiser, self.dense)
+
+    @cached_property
+    def router(self) -> Router:
+        """The router, set up with the training prompts."""
+        router = make(self.host, "router", self.config.router)
+        router.setup(self.router_context)
+        return router.to(self.device)
+
+    @cached_property
+    def router_context(self) -> RouterContext:
+        return self.context_for(self.train.prompts())
+
+    def context_for(self, prompts: PromptBatch) -> RouterContext:
+        """What a router is set up with for these training prompts."""
+        return RouterContext(
+            self.space,
+            self.config.experts,
+            make(self.host, "balancer", self.config.balancer),
+            self.cost_model,
+            Relaxation(self.space, self.config.relaxation),
+            prompts,
+            self.config.search.steps,
+            self.config.seed,
+        )
+
+    def forget_model(self) -> None:
+        """Drop what was derived from a pipeline that has been replaced."""
+        for name in ("preparer", "noiser", "distiller", "cost_model"):
+            self.__dict__.pop(name, None)
+
+    def step_ended(self, stage: str, step: int, total: int, values: dict[str, float]) -> None:
+        """Tell observers."""
+        self.host.hook.aptp_step_end(step=StepEvent(stage=stage, step=step, total=total, values=values))
+
+    def warn(self, text: str) -> None:
+        """Say it and keep it in the record."""
+        self.progress.say(f"warning: {text}")
+        self.record.warnings.append(text)
+
+
+def make(host: Host, kind: str, choice: Choice):
+    """A strategy from its configured choice."""
+    return host.create(kind, choice.name, choice.options)

@@ -1,0 +1,171 @@
+"""The routed pipeline: many prompts in, grouped by expert, pictures out in the order asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from aptp.bundle import Bundle, load_bundle
+from aptp.core.errors import RequestError
+from aptp.core.progress import Advance
+from aptp.core.router import PromptBatch, margins, serve
+from aptp.core.slicing import load_expert
+from aptp.host import Host, default_host
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+ADAPTED = "model"
+"""Where in a run directory the dense pipeline lies that was fine-tuned before it was pruned, if it was."""
+LONGEST_PROMPT = 10_000
+"""Characters; a prompt this long is a mistake, not a prompt."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a prompt goes: its expert, its cost as a fraction of dense, and the expert's lead in score over the next."""
+
+    prompt: str
+    expert: int
+    cost: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class RoutedOutput:
+    """Pictures in the order of the prompts, and the expert that drew each."""
+
+    images: list[Image.Image]
+    experts: list[int]
+
+
+class RoutedPipeline:
+    """A diffusers pipeline whose denoiser is chosen prompt by prompt.
+
+    Everything but the denoiser is shared by the experts; an expert is loaded when it is first needed.
+    """
+
+    def __init__(self, run: Path, bundle: Bundle, base: DiffusionPipeline) -> None:
+        self.run, self.bundle, self.base = run, bundle, base
+        self.dense: nn.Module = getattr(base, bundle.component)
+        self._experts: dict[int, nn.Module] = {}
+
+    def expert(self, index: int) -> nn.Module:
+        """An expert, loaded once, on the base pipeline's device."""
+        if not 0 <= index < len(self.bundle.fractions):
+            raise RequestError(f"there is no expert {index}; this run has {len(self.bundle.fractions)}, from 0.")
+        if index not in self._experts:
+            folder = self.run / "experts" / f"{index:02d}"
+            self._experts[index] = load_expert(folder, self.dense.dtype).to(self.dense.device)
+        return self._experts[index]
+
+    @torch.no_grad()
+    def route(self, prompts: Sequence[str]) -> list[Route]:
+        """The expert of each prompt, a function of that prompt alone.
+
+        Raises:
+            RequestError: for no prompts, an empty one, or one of over 10,000 characters.
+        """
+        check_prompts(prompts)
+        batch = PromptBatch(list(prompts), self.bundle.encoder.encode(list(prompts)))
+        scores = self.bundle.router.scores(batch)
+        experts = serve(scores, self.bundle.bias).tolist()
+        leads = margins(scores, self.bundle.bias).tolist()
+        return [Route(p, e, self.bundle.fractions[e], m) for p, e, m in zip(prompts, experts, leads, strict=True)]
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 7.5,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 16,
+        experts: Sequence[int] | None = None,
+        dense: bool = False,
+        advance: Advance | None = None,
+        **options: Any,
+    ) -> RoutedOutput:
+        """Draw one picture a prompt.
+
+        Args:
+            seed: of each picture's own noise; one for all, or one a prompt. A picture depends on its prompt, its seed
+                and its expert, not on what else is in the call.
+            batch_size: pictures drawn at a time.
+            experts: use these, one a prompt, instead of the router's.
+            dense: use the dense model for every prompt.
+            advance: told how many pictures are done.
+            options: passed on to the diffusers pipeline.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        check_prompts(prompts)
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        chosen = (
+            [-1] * len(prompts)
+            if dense
+            else list(experts)
+            if experts is not None
+            else [r.expert for r in self.route(prompts)]
+        )
+        if not len(prompts) == len(seeds) == len(chosen):
+            raise RequestError(
+                f"{len(prompts)} prompts need as many seeds and experts, not {len(seeds)} and {len(chosen)}."
+            )
+        draw = partial(
+            self.base,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            output_type="pil",
+            **options,
+        )
+        images: list[Any] = [None] * len(prompts)
+        try:
+            for expert in sorted(set(chosen)):
+                setattr(self.base, self.bundle.component, self.dense if expert < 0 else self.expert(expert))
+                members = [place for place, choice in enumerate(chosen) if choice == expert]
+                for start in range(0, len(members), batch_size):
+                    batch = members[start : start + batch_size]
+                    noise = [torch.Generator().manual_seed(seeds[place]) for place in batch]
+                    drawn = draw([prompts[place] for place in batch], generator=noise).images
+                    for place, image in zip(batch, drawn, strict=True):
+                        images[place] = image
+                    if advance:
+                        advance(len(batch))
+        finally:
+            setattr(self.base, self.bundle.component, self.dense)
+        return RoutedOutput(images, chosen)
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise `RequestError` for prompts that cannot be served."""
+    if not prompts:
+        raise RequestError("there is no prompt; give at least one.")
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise RequestError(f"prompt {number} is empty; write what the picture should show.")
+        if len(prompt) >= LONGEST_PROMPT:
+            raise RequestError(
+                f"prompt {number} has {len(prompt):,} characters; fewer than {LONGEST_PROMPT:,} are right."
+            )
+
+
+def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> RoutedPipeline:
+    """The routed pipeline of a finished run.
+
+    Raises:
+        RequestError: if the folder is no finished run, or its base model cannot be had.
+    """
+    from aptp.models import device_of, load_pipeline
+
+    run = Path(run)
+    bundle = load_bundle(run, host or default_host())
+    adapted = run / ADAPTED
+    model = str(adapted) if adapted.is_dir() else bundle.model
+    return RoutedPipeline(run, bundle, load_pipeline(model, device_of(device)))

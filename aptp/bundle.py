@@ -41,6 +41,7 @@ class Bundle:
     bias: Float[Tensor, "experts"]
     fractions: list[float]
     model: str
+    model_fingerprint: str
     component: str
 
 
@@ -58,6 +59,7 @@ def save_router(
     threshold: float,
     fractions: list[float],
     model: str,
+    model_fingerprint: str,
     component: str,
 ) -> None:
     """Write a router's folder; `router.json` comes last, so a folder that has it is whole."""
@@ -78,6 +80,7 @@ def save_router(
             "threshold": threshold,
             "fractions": fractions,
             "model": model,
+            "model_fingerprint": model_fingerprint,
             "component": component,
         },
     )
@@ -116,6 +119,7 @@ def load_bundle(run: Path, host: Host) -> Bundle:
             bias,
             fractions,
             data["model"],
+            data["model_fingerprint"],
             data["component"],
         )
     except RequestError:

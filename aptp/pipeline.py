@@ -30,7 +30,7 @@ LONGEST_PROMPT = 10_000
 
 @dataclass(frozen=True)
 class Route:
-    """Where a prompt goes: its expert, its cost as a fraction of dense, and the expert's lead in score over the next."""
+    """Where a prompt goes: its expert, the cost of that as a fraction of dense, and its lead over the next."""
 
     prompt: str
     expert: int
@@ -162,10 +162,13 @@ def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> 
     Raises:
         RequestError: if the folder is no finished run, or its base model cannot be had.
     """
-    from aptp.models import device_of, load_pipeline
+    from aptp.models import device_of, load_pipeline, pipeline_fingerprint
 
     run = Path(run)
     bundle = load_bundle(run, host or default_host())
     adapted = run / ADAPTED
     model = str(adapted) if adapted.is_dir() else bundle.model
-    return RoutedPipeline(run, bundle, load_pipeline(model, device_of(device)))
+    base = load_pipeline(model, device_of(device))
+    if pipeline_fingerprint(base) != bundle.model_fingerprint:
+        raise RequestError(f"model {model!r} is not what {str(run)!r} was pruned from: its weights have changed.")
+    return RoutedPipeline(run, bundle, base)

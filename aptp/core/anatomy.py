@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -32,6 +32,10 @@ class Cut:
     side: Literal["out", "in"]
     chunks: int = 1
 
+    def __post_init__(self) -> None:
+        if self.side not in ("out", "in") or self.chunks < 1:
+            raise RequestError(f"a cut of {self.path!r} is at {self.side!r} in {self.chunks}; right is 'out' or 'in'.")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -50,6 +54,12 @@ class Part:
     cuts: tuple[Cut, ...] = ()
     channels: int = 0
     inside: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or self.units < 1:
+            raise RequestError(
+                f"part {self.path!r} has {self.units} units of kind {self.kind!r}; kinds are {', '.join(get_args(Kind))}."
+            )
 
     @property
     def is_block(self) -> bool:
@@ -75,6 +85,16 @@ class Anatomy:
         return tuple(p for p in self.parts if p.is_block)
 
 
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """The part of `module` at `path`. Raises `RequestError` if there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        raise RequestError(
+            f"this {type(module).__name__} has no {path!r}: the search space belongs to another model."
+        ) from error
+
+
 def resnet_channels(path: str, resnet: nn.Module, inside: Sequence[str] = ()) -> Part:
     """The inner channels of a `ResnetBlock2D`: one unit is one group of its second GroupNorm."""
     shift_chunks = 2 if resnet.time_embedding_norm == "scale_shift" else 1
@@ -88,8 +108,10 @@ def attention_heads(path: str, attention: nn.Module, inside: Sequence[str] = ())
     """The heads of a diffusers `Attention`: queries, keys, values and the output projection's input.
 
     Raises:
-        RequestError: for a layer whose heads cannot be cut apart (normalised across heads, or grouped keys).
+        RequestError: for a layer whose heads cannot be cut apart (normalised across heads, grouped or added keys).
     """
+    if getattr(attention, "add_k_proj", None) is not None:
+        raise RequestError(f"attention {path!r} has a second set of keys; its heads cannot be gated one by one.")
     if attention.inner_kv_dim != attention.inner_dim:
         raise RequestError(f"attention {path!r} groups its keys; its heads cannot be gated one by one.")
     for norm in (attention.norm_q, attention.norm_k):

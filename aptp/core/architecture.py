@@ -18,6 +18,9 @@ from aptp.core.anatomy import Cut, Part
 from aptp.core.errors import RequestError
 from aptp.core.files import write_json
 
+FORMAT = 1
+"""Of the file that `Architecture.save` writes."""
+
 GateSite = Part
 """A site is a part that a granularity chose to gate."""
 
@@ -128,7 +131,7 @@ class Architecture:
             raise RequestError(
                 f"an architecture of this space has {self.space.num_gates} gates, not {tuple(self.gates.shape)}."
             )
-        if not torch.isin(self.gates, torch.tensor([0.0, 1.0], dtype=self.gates.dtype)).all():
+        if not ((self.gates == 0) | (self.gates == 1)).all():
             raise RequestError("the gates of an architecture are 0 or 1; threshold relaxed gates first.")
         for site, kept in zip(self.space.sites, self.kept, strict=True):
             if not site.is_block and not kept:
@@ -153,16 +156,20 @@ class Architecture:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON: the sites and which of their units stay; loading needs no plugin."""
-        write_json(path, {"format": 1, **self.space.to_dict(), "kept": [list(kept) for kept in self.kept]})
+        write_json(path, {"format": FORMAT, **self.space.to_dict(), "kept": [list(kept) for kept in self.kept]})
 
     @classmethod
     def load(cls, path: str | Path) -> Architecture:
         """Read what `save` wrote. Raises `RequestError` if the file does not fit."""
         try:
             data = json.loads(Path(path).read_text())
+            if data["format"] != FORMAT:
+                raise RequestError(f"{path} has format {data['format']!r}; this version of aptp reads {FORMAT}.")
             space = SearchSpace.from_dict(data)
             return cls(space, _gates_of(space, data["kept"]))
-        except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+        except RequestError:
+            raise
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise RequestError(f"{path} is not an architecture written by aptp: {error}.") from error
 
 

@@ -42,18 +42,26 @@ class CostModel:
         dense: cost of the whole denoiser, in `unit`.
         floor: cost with every gated thing that can go gone, as a fraction of dense.
         unit: e.g. `"MACs"`.
+
+    Raises:
+        RequestError: for a space with a site that no layer belongs to.
     """
 
     def __init__(self, space: SearchSpace, layers: Iterable[Layer], unit: str) -> None:
         self.space = space
         self.unit = unit
+        layers = list(layers)
+        carried = {layer.part for layer in layers} | {path for layer in layers for path in _around(layer.path)}
+        for site in space.sites:
+            if (site.path if site.is_block else site) not in carried:
+                raise RequestError(f"no layer belongs to {site.path!r}: the search space belongs to another model.")
         sites = {site: index for index, site in enumerate(space.sites)}
         blocks = {
             site.path: place.start for site, place in zip(space.sites, space.slices, strict=True) if site.is_block
         }
         table: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(lambda: [0, 0])
         for layer in layers:
-            around = tuple(gate for path, gate in blocks.items() if f"{layer.path}.".startswith(f"{path}."))
+            around = tuple(blocks[path] for path in _around(layer.path) if path in blocks)
             site = sites.get(layer.part, -1) if layer.part else -1
             row = table[site, around]
             row[0] += layer.fixed
@@ -96,6 +104,12 @@ class CostModel:
                 f"a budget of {target:g} is under the floor of this search space: with everything that can go gone, "
                 f"{self.floor:.3f} of the dense {self.unit} stay; ask for more, or gate more."
             )
+
+
+def _around(path: str) -> list[str]:
+    """The paths of the modules that contain the layer at `path`, itself included, outermost first."""
+    names = path.split(".")
+    return [".".join(names[:end]) for end in range(1, len(names) + 1)]
 
 
 class BudgetEstimator(ABC):

@@ -24,7 +24,11 @@ def calibrate(
 
     Cost never rises with the threshold, so the levels (the distinct gate values) are bisected. One threshold serves all
     experts: it moves no route, because routing compares relaxed gates.
+
+    Raises:
+        RequestError: if the target is under the floor of the space.
     """
+    cost_model.check(target)
 
     def cost(threshold: float) -> float:
         return expected_cost(cost_model, harden(cost_model.space, soft, threshold), load)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aptp.core.anatomy import Part
+from aptp.core.anatomy import Part, submodule
 from aptp.core.architecture import SearchSpace
 from aptp.core.errors import RequestError
 
@@ -52,7 +52,7 @@ def _mask_width(module: nn.Module, site: Part, gates: Float[Tensor, "rows units"
         shape[site.channel_dim] = channels
         return hidden * mask.view(shape), *rest
 
-    return [module.get_submodule(tap).register_forward_pre_hook(hook) for tap in site.taps]
+    return [submodule(module, tap).register_forward_pre_hook(hook) for tap in site.taps]
 
 
 def _gate_block(module: nn.Module, site: Part, gates: Float[Tensor, "rows 1"]) -> list[Any]:
@@ -70,7 +70,16 @@ def _gate_block(module: nn.Module, site: Part, gates: Float[Tensor, "rows 1"]) -
             return mix(output)
         return type(output)(sample=mix(output.sample))
 
-    return [module.get_submodule(site.path).register_forward_hook(hook, with_kwargs=True)]
+    return [submodule(module, site.path).register_forward_hook(hook, with_kwargs=True)]
+
+
+def without_gates(copied: nn.Module) -> nn.Module:
+    """`copied`, without the gates that a copy made inside `gated` has inherited."""
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for handle in [handle for handle, hook in hooks.items() if hook.__module__ == __name__]:
+                del hooks[handle]
+    return copied
 
 
 def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

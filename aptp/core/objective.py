@@ -37,12 +37,12 @@ def diffuse(scheduler, latents: Tensor, noise: Tensor, timesteps: Int[Tensor, "b
     kind = scheduler.config.get("prediction_type", "flow_prediction")
     if kind not in ("epsilon", "v_prediction"):
         raise RequestError(f"the scheduler predicts {kind!r}; epsilon and v_prediction can be trained.")
-    alphas = scheduler.alphas_cumprod.to(latents.device, latents.dtype)[timesteps]
-    signal, scale = alphas.sqrt().view(-1, 1, 1, 1), (1 - alphas).sqrt().view(-1, 1, 1, 1)
+    alphas = scheduler.alphas_cumprod.to(latents.device)[timesteps]  # float32: a half's 1 − α is mostly error
+    signal, scale = (share.sqrt().to(latents.dtype).view(-1, 1, 1, 1) for share in (alphas, 1 - alphas))
     noisy = signal * latents + scale * noise
     snr = alphas / (1 - alphas)
     if kind == "epsilon":
-        return Diffused(noisy, noise, snr.clamp(max=MIN_SNR_GAMMA) / snr.clamp(min=1e-8))
+        return Diffused(noisy, noise, (MIN_SNR_GAMMA / snr).clamp(max=1))
     return Diffused(noisy, signal * noise - scale * latents, (snr + 1).clamp(max=MIN_SNR_GAMMA) / (snr + 1))
 
 

@@ -81,6 +81,8 @@ class Record(_Part):
     started: str
     finished: str | None = None
     config: dict[str, Any]
+    model: str | None = None
+    """Fingerprint of the dense pipeline's weights."""
     versions: dict[str, str]
     hardware: dict[str, Any]
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -90,8 +92,8 @@ class Record(_Part):
     budget: Budget | None = None
     experts: list[Expert] = Field(default_factory=list)
     routing: dict[str, Any] = Field(default_factory=dict)
-    """On held-out prompts: `perplexity`, `perplexity_without_bias`, `load`, `mean_cost`, `kinds`: {kind: {expert: count}},
-    `mean_cost_of_kind`: {kind: fraction}, `examples`: {expert: [prompts]}."""
+    """On held-out prompts: `perplexity`, `perplexity_without_bias`, `load`, `mean_cost`,
+    `kinds`: {kind: {expert: count}}, `mean_cost_of_kind`: {kind: fraction}, `examples`: {expert: [prompts]}."""
     results: list[Result] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 

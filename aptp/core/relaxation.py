@@ -39,7 +39,7 @@ class Relaxation:
 
     def straight_through(self, soft: Float[Tensor, "batch gates"]) -> Float[Tensor, "batch gates"]:
         """The hard value of `soft`, with the gradient of `soft`."""
-        return harden(self.space, soft) + soft - soft.detach()
+        return harden(self.space, soft) + (soft - soft.detach())
 
     def _gates(self, logits: Tensor, noise: Tensor) -> Tensor:
         order = self.space.depth_order.to(logits.device)

@@ -86,7 +86,7 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def setup(self, context: RouterContext) -> None:
-        """Create parameters and buffers for a space and a number of experts; called once, before training or loading."""
+        """Create parameters and buffers for a space and a number of experts: once, before training or loading."""
 
     @abstractmethod
     def forward(

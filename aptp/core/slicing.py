@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aptp.core.anatomy import Cut, Part
+from aptp.core.anatomy import Cut, Part, submodule
 from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.errors import RequestError
 from aptp.core.files import replacing, write_json
-from aptp.core.gates import block_input
+from aptp.core.gates import block_input, without_gates
 
 WEIGHTS = "expert.safetensors"
 """Not the name that diffusers looks for: stock `from_pretrained` must fail on an expert, never fill it with noise."""
@@ -41,23 +41,23 @@ def slice(module: nn.Module, space: SearchSpace, architecture: Architecture) -> 
     `PassThrough`s, so module lists keep their indices.
 
     Raises:
-        RequestError: if the architecture belongs to another space.
+        RequestError: if the architecture belongs to another space, or the space to another model.
     """
     if architecture.space.signature != space.signature:
         raise RequestError("this architecture belongs to another search space; slice with the space it was made for.")
     memo: dict[int, Any] = {}
     for site, kept in zip(space.sites, architecture.kept, strict=True):
         if site.is_block and not kept:
-            memo[id(module.get_submodule(site.path))] = _pass_through(module, site)
+            memo[id(submodule(module, site.path))] = _pass_through(module, site)
     for site, kept in zip(space.sites, architecture.kept, strict=True):
         if site.is_block or len(kept) == site.units:
             continue
         for cut in site.cuts:
-            for parameter in module.get_submodule(cut.path).parameters(recurse=False):
+            for parameter in submodule(module, cut.path).parameters(recurse=False):
                 smaller = _cut(memo.get(id(parameter), parameter), cut, site.units, kept)
                 if smaller is not None:
                     memo[id(parameter)] = nn.Parameter(smaller, requires_grad=parameter.requires_grad)
-    sliced = copy.deepcopy(module, memo)
+    sliced = without_gates(copy.deepcopy(module, memo))
     for site, kept in zip(space.sites, architecture.kept, strict=True):
         if not site.is_block and not _is_dropped(sliced, site):
             _resize(sliced, site, len(kept))
@@ -142,6 +142,8 @@ def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
             dense = family.from_config(config)
         expert = slice(dense, architecture.space, architecture)
         expert.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
-    except (OSError, KeyError, AttributeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RequestError(f"the expert in {str(folder)!r} is damaged: {str(error).splitlines()[0]}") from error
-    return expert.to(dtype).eval() if dtype else expert.eval()
+    if dtype is not None:
+        nn.Module.to(expert, dtype)  # diffusers' own `to` remarks on casts that are wanted here
+    return expert.eval()

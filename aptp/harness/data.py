@@ -22,6 +22,7 @@ from aptp.core.errors import RequestError
 from aptp.core.files import replacing
 from aptp.core.progress import Progress
 from aptp.core.router import PromptBatch
+from aptp.models import fingerprint
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -86,14 +87,14 @@ class Preparer:
         """Height and width of the latents, the denoiser's own."""
         return int(getattr(self.pipeline, self.denoiser.component).config.sample_size)
 
-    def pictures(self, samples: Sequence[Sample], fingerprint: str, what: str) -> Pictures:
+    def pictures(self, samples: Sequence[Sample], source: str, what: str) -> Pictures:
         """Encode a split; pictures that do not open are skipped and listed in `skipped`.
 
         Raises:
             RequestError: if none is left.
         """
         ids = [sample.id for sample in samples]
-        key = _key("latents", fingerprint, ids, _weights(self.pipeline.vae), self.latent_size)
+        key = _key("latents", source, ids, fingerprint(self.pipeline.vae), self.latent_size)
         cached = self._cached(key, lambda: self._encode_latents(samples, f"encoding {what} pictures"))
         skipped = json.loads(bytes(cached["skipped"].tolist()) or b"{}")
         self.skipped |= skipped
@@ -118,7 +119,7 @@ class Preparer:
         encoders = [
             c for n, c in sorted(self.pipeline.components.items()) if n.startswith("text_encoder") and c is not None
         ]
-        key = _key("text", captions, *map(_weights, encoders), self.latent_size)
+        key = _key("text", captions, fingerprint(*encoders), self.latent_size)
 
         def encode(chunk: Sequence[str]) -> dict[str, Tensor]:
             return self.denoiser.encode_text(
@@ -190,12 +191,3 @@ def fit(sample: Sample, size: int):
 
 def _key(kind: str, *parts: object) -> str:
     return f"{kind}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]}"
-
-
-def _weights(module: torch.nn.Module) -> str:
-    """A hash of a module's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -56,10 +56,10 @@ class _LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         answer = function(*args, **(kwargs or {}))
-        known = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
-        for tensor in tree_leaves(answer):
-            if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self._born(tensor.untyped_storage())
+        known = {storage.data_ptr() for storage in _storages((args, kwargs))}
+        for storage in _storages(answer):
+            if storage.data_ptr() not in known:
+                self._born(storage)
         return answer
 
     def _born(self, storage: torch.UntypedStorage) -> None:
@@ -70,6 +70,10 @@ class _LiveTensors(TorchDispatchMode):
 
     def _died(self, size: int) -> None:
         self.now -= size
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if torch.is_tensor(leaf)]
 
 
 def _inputs(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tokens: int) -> dict:

@@ -71,8 +71,8 @@ def _estimate(work: Workspace) -> Plan:
         PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
         PlannedStage("adapt", adapt, f"{config.adapt.steps:,} steps of fine-tuning the dense model"),
         PlannedStage("search", search, f"{config.search.steps:,} steps for {config.experts} experts"),
-        PlannedStage("recover", recover, f"{config.recover.steps:,} steps for each of {methods} methods"),
-        PlannedStage("generate", draw, f"{prompts:,} pictures for each of {methods + 1} methods"),
+        PlannedStage("recover", recover, f"{config.recover.steps:,} steps for each pruned model ({methods})"),
+        PlannedStage("generate", draw, f"{prompts:,} pictures of the dense and each pruned model ({methods + 1})"),
     ]
     states = weights * (4 if config.recover.steps or config.adapt.steps else 1)
     activations = peak_memory_mb(work.denoiser, work.dense, work.sample_size, work.text_tokens) - weights

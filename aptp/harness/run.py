@@ -27,6 +27,7 @@ from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
+from aptp.models import pipeline_fingerprint
 from aptp.pipeline import RoutedPipeline
 from aptp.report import write_report
 
@@ -57,6 +58,10 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progr
         return record
     record.status, record.error, record.warnings = "running", None, []
     work = Workspace.open(config, out, host, progress, record)
+    model = pipeline_fingerprint(work.pipeline)
+    if record.model not in (None, model):
+        raise RequestError(f"model {config.model!r} has changed since {str(out)!r} was begun; choose another --out.")
+    record.model = model
     try:
         _stages(work)
     except BaseException as error:
@@ -183,6 +188,7 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
         threshold=found.threshold,
         fractions=fractions,
         model=config.model,
+        model_fingerprint=pipeline_fingerprint(work.pipeline),
         component=work.denoiser.component,
     )
 

@@ -186,7 +186,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         optimizer.step()
-        scalars = {name: float(value) for name, value in values.items()}
+        scalars = {name: float(value.detach()) for name, value in values.items()}
         lines.write(step=step, total=steps, **scalars)
         if step + 1 == steps or time.monotonic() - last_save > CHECKPOINT_SECONDS:
             saved.save(step + 1)

@@ -1,0 +1,7 @@
+"""`python -m aptp`: the command line."""
+
+from __future__ import annotations
+
+from aptp.cli import main
+
+main()

@@ -1,0 +1,35 @@
+"""The command line: `main` is the program `aptp`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aptp import __version__
+from aptp.commands.failing import Commands
+from aptp.commands.inspect import doctor, plugins
+from aptp.commands.run import report, run
+from aptp.commands.serve import generate, route
+
+app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+for command in (run, report, route, generate):
+    app.command()(command)
+app.add_typer(plugins, name="plugins")
+app.command()(doctor)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Prune a text-to-image diffusion model into experts and route each prompt to the one it needs."""
+    if version:
+        typer.echo(f"aptp {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """Run the command that the arguments name; leaves the process with its exit status."""
+    app()

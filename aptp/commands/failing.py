@@ -1,0 +1,76 @@
+"""How commands fail: one sentence on standard error, exit status 1 for failed work and 2 for a wrong request."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from aptp.core.errors import RequestError
+
+UsageError: Any = typer.BadParameter.__base__
+Debug = Annotated[bool, typer.Option("--debug", envvar="APTP_DEBUG", help="Show where an unexpected error came from.")]
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The root command: refuses wrong requests, typer's own included, in one sentence and with exit status 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            status = super().main(*args, **kwargs | {"standalone_mode": False})
+        except UsageError as error:
+            text = error.format_message().rstrip(".")
+            help_at = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+            status = _complain(f"{text[0].lower()}{text[1:]}{help_at}.", 2)
+        except RequestError as error:
+            status = _complain(str(error), 2)
+        except typer.Abort:
+            status = INTERRUPTED
+        sys.exit(status)
+
+
+@contextmanager
+def checking() -> Iterator[None]:
+    """A body that checks a request: any `ValueError` in it means that the request was wrong."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(_gist(error)) from error
+
+
+@contextmanager
+def working(what: str, debug: bool, kept: Path | None = None) -> Iterator[None]:
+    """A body that does `what` was asked; `kept` is the folder from which it could go on after it failed."""
+    try:
+        yield
+    except (RequestError, typer.Exit):
+        raise
+    except KeyboardInterrupt as error:
+        raise typer.Exit(_complain(f"{what} was stopped{_hint(kept)}", INTERRUPTED)) from error
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        raise typer.Exit(_complain(f"{what} failed: {type(error).__name__}: {_gist(error)}{_hint(kept)}", 1)) from error
+
+
+def _complain(text: str, status: int) -> int:
+    typer.echo(f"aptp: {text}", err=True)
+    return status
+
+
+def _hint(kept: Path | None) -> str:
+    return f"; what was computed is kept in {kept}, add --resume to continue" if kept and kept.is_dir() else ""
+
+
+def _gist(error: Exception) -> str:
+    """The first line of an error's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -78,7 +78,7 @@ class Weights(Options):
 class PrepareOptions(Options):
     """What is read and cached."""
 
-    train: int | None = Field(4096, gt=0, description="use at most this many training pictures")
+    train: int | None = Field(2048, gt=0, description="use at most this many training pictures")
     validation: int | None = Field(512, gt=0, description="use at most this many validation pictures")
     cache: str | None = Field(
         None, description="folder of cached latents, text states and embeddings; shared between runs"
@@ -120,7 +120,7 @@ class RecoverOptions(Options):
 class EvaluateOptions(Options):
     """Generation and evaluation on held-out prompts."""
 
-    prompts: int = Field(200, gt=0)
+    prompts: int = Field(200, ge=4)
     steps: int = Field(15, gt=0, description="sampling steps")
     guidance: float = Field(3.0, ge=0)
     batch: int = Field(40, gt=0)
@@ -170,12 +170,25 @@ class RunConfig(Options):
             }
         )
 
-    def static(self, pruner: Choice) -> RunConfig:
+    def settled(self) -> RunConfig:
+        """What the harness carries out: with `pruner`, that one's static run, and no comparison with itself.
+
+        Raises:
+            RequestError: if a pruner is to be compared twice; both would lie in one folder.
+        """
+        names = [pruner.name for pruner in self.compare]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise RequestError(f"compare names the pruner {repeated[0]!r} more than once; once is right.")
+        if self.pruner is None:
+            return self
+        return self.static(self.pruner, [other for other in self.compare if other.name != self.pruner.name])
+
+    def static(self, pruner: Choice, compare: Sequence[Choice] = ()) -> RunConfig:
         """The same run with a static pruner in place of the router and the search."""
         return self.model_copy(
             update={
                 "pruner": pruner,
-                "compare": [],
+                "compare": list(compare),
                 "experts": 1,
                 "router": Choice(name="constant"),
                 "balancer": Choice(name="none"),

@@ -19,7 +19,7 @@ from torch import Tensor
 from aptp.config import Choice
 from aptp.core.architecture import SearchSpace
 from aptp.core.encoder import PromptEncoder
-from aptp.core.errors import RequestError
+from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_json
 from aptp.core.options import RelaxationOptions
 from aptp.core.relaxation import Relaxation
@@ -113,6 +113,8 @@ def load_bundle(run: Path, host: Host) -> Bundle:
         )
         router.load_state_dict(state)
         fractions = [float(fraction) for fraction in data["fractions"]]
+        if len(fractions) != len(bias):
+            raise ValueError(f"it has {len(bias)} experts, but the costs of {len(fractions)}.")
         return Bundle(
             router.eval(),
             host.create("encoder", encoder.name, encoder.options),
@@ -125,4 +127,4 @@ def load_bundle(run: Path, host: Host) -> Bundle:
     except RequestError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RequestError(f"the router of {str(run)!r} is damaged: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"the router of {str(run)!r} is damaged: {gist(error)}") from error

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aptp.core.errors import RequestError
+from aptp.core.errors import RequestError, gist
 
 if TYPE_CHECKING:
     import torch
@@ -45,18 +45,22 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     """
     import torch
     from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
 
     source = find_model(name)
     try:
         with _quietly():
             pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         if not Path(source).is_dir():
             raise RequestError(
                 f"model {name!r} is neither in the hub's cache on this machine nor can it be fetched from the hub; "
                 "check the name, the network and your access, or give a local diffusers folder."
             ) from error
-        raise RequestError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise RequestError(f"model {name!r} cannot be loaded: {gist(error)}") from error
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        if getattr(pipeline, part, None) is None:
+            raise RequestError(f"model {name!r} has no {part}; a whole text-to-image pipeline is right.")
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
@@ -110,5 +114,5 @@ def device_of(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"device {name!r} is not available: {gist(error)}") from error
     return device

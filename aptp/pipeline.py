@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,14 +68,15 @@ class RoutedPipeline:
         return self._experts[index]
 
     @torch.no_grad()
-    def route(self, prompts: Sequence[str]) -> list[Route]:
+    def route(self, prompts: str | Sequence[str]) -> list[Route]:
         """The expert of each prompt, a function of that prompt alone.
 
         Raises:
             RequestError: for no prompts, an empty one, or one of over 10,000 characters.
         """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_prompts(prompts)
-        batch = PromptBatch(list(prompts), self.bundle.encoder.encode(list(prompts)))
+        batch = PromptBatch(prompts, self.bundle.encoder.encode(prompts))
         scores = self.bundle.router.scores(batch)
         experts = serve(scores, self.bundle.bias).tolist()
         leads = margins(scores, self.bundle.bias).tolist()
@@ -96,8 +98,8 @@ class RoutedPipeline:
         """Draw one picture a prompt.
 
         Args:
-            seed: of each picture's own noise; one for all, or one a prompt. A picture depends on its prompt, its seed
-                and its expert, not on what else is in the call.
+            seed: of each picture's own noise: one a prompt, or a single one, from which the repetitions of a prompt
+                count on. A picture depends on its prompt, its seed and its expert, not on what else is in the call.
             batch_size: pictures drawn at a time.
             experts: use these, one a prompt, instead of the router's.
             dense: use the dense model for every prompt.
@@ -106,7 +108,7 @@ class RoutedPipeline:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_prompts(prompts)
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        seeds = seeds_from(seed, prompts) if isinstance(seed, int) else list(seed)
         chosen = (
             [-1] * len(prompts)
             if dense
@@ -143,6 +145,16 @@ class RoutedPipeline:
         return RoutedOutput(images, chosen)
 
 
+def seeds_from(first: int, prompts: Sequence[str]) -> list[int]:
+    """A seed a picture: `first`, plus how often its prompt came before."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        seeds.append(first + seen[prompt])
+        seen[prompt] += 1
+    return seeds
+
+
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raise `RequestError` for prompts that cannot be served."""
     if not prompts:
@@ -166,8 +178,8 @@ def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> 
 
     run = Path(run)
     bundle = load_bundle(run, host or default_host())
-    adapted = run / ADAPTED
-    model = str(adapted) if adapted.is_dir() else bundle.model
+    homes = [run, run.parent.parent] if run.parent.name == "baselines" else [run]
+    model = next((str(home / ADAPTED) for home in homes if (home / ADAPTED).is_dir()), bundle.model)
     base = load_pipeline(model, device_of(device))
     if pipeline_fingerprint(base) != bundle.model_fingerprint:
         raise RequestError(f"model {model!r} is not what {str(run)!r} was pruned from: its weights have changed.")

@@ -58,7 +58,8 @@ class Part:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind) or self.units < 1:
             raise RequestError(
-                f"part {self.path!r} has {self.units} units of kind {self.kind!r}; kinds are {', '.join(get_args(Kind))}."
+                f"part {self.path!r} has {self.units} units of kind {self.kind!r}; it needs at least 1, and kinds are "
+                f"{', '.join(get_args(Kind))}."
             )
 
     @property

@@ -164,13 +164,12 @@ class Architecture:
         try:
             data = json.loads(Path(path).read_text())
             if data["format"] != FORMAT:
-                raise RequestError(f"{path} has format {data['format']!r}; this version of aptp reads {FORMAT}.")
+                raise RequestError(f"its format is {data['format']!r}, and this version reads {FORMAT}.")
             space = SearchSpace.from_dict(data)
             return cls(space, _gates_of(space, data["kept"]))
-        except RequestError:
-            raise
         except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise RequestError(f"{path} is not an architecture written by aptp: {error}.") from error
+            reason = str(error).rstrip(".")
+            raise RequestError(f"{path} is not an architecture written by aptp: {reason}.") from error
 
 
 def _gates_of(space: SearchSpace, kept: Sequence[Sequence[int]]) -> Tensor:

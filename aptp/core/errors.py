@@ -10,6 +10,11 @@ class RequestError(ValueError):
     """A request that cannot be carried out: one sentence that names the thing, its value, and what would be right."""
 
 
+def gist(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> RequestError:
     """The error for a name that is not in `known`, with its nearest neighbours suggested."""
     known = sorted(known)

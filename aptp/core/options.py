@@ -22,4 +22,5 @@ class RelaxationOptions(Options):
     noise: Literal["logistic", "gumbel"] = Field(
         "logistic", description="gumbel is skewed: thresholded codes come out smaller than trained"
     )
+    anneal: bool = Field(True, description="let the noise fall linearly to none over the search (the paper's own: off)")
     hard: bool = Field(True, description="0/1 gates with straight-through gradients in training")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aptp.core.errors import RequestError, gist
 from aptp.core.files import write_text
 
 
@@ -102,4 +103,8 @@ class Record(_Part):
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
-        return cls.model_validate_json(Path(path).read_text())
+        """Read what `save` wrote. Raises `RequestError` for anything else."""
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{str(path)!r} is not the record of a run: {gist(error)}.") from error

@@ -31,9 +31,15 @@ class Relaxation:
         """Noise-free relaxed gates: what routing compares and what experts are thresholded from."""
         return self._gates(logits, torch.zeros_like(logits))
 
-    def sample(self, logits: Float[Tensor, "batch gates"], generator: torch.Generator) -> Float[Tensor, "batch gates"]:
-        """Gates for training: noisy, and hard with straight-through gradients unless `hard` is off."""
-        noise = self._noise(logits, generator)
+    def sample(
+        self, logits: Float[Tensor, "batch gates"], generator: torch.Generator, progress: float = 0.0
+    ) -> Float[Tensor, "batch gates"]:
+        """Gates for training: noisy, and hard with straight-through gradients unless `hard` is off.
+
+        `progress` is the share of the search that is done; where the options anneal, the noise falls with it to none,
+        so that the search ends on the codes that are served, at the cost it was trained to.
+        """
+        noise = self._noise(logits, generator) * (1 - progress if self.options.anneal else 1)
         soft = self._gates(logits, noise)
         return self.straight_through(soft) if self.options.hard else soft
 

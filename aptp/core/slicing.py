@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aptp.core.anatomy import Cut, Part, submodule
 from aptp.core.architecture import Architecture, SearchSpace
-from aptp.core.errors import RequestError
+from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_json
 from aptp.core.gates import block_input, without_gates
 
@@ -48,7 +48,8 @@ def slice(module: nn.Module, space: SearchSpace, architecture: Architecture) -> 
     memo: dict[int, Any] = {}
     for site, kept in zip(space.sites, architecture.kept, strict=True):
         if site.is_block and not kept:
-            memo[id(submodule(module, site.path))] = _pass_through(module, site)
+            block = submodule(module, site.path)
+            memo[id(block)] = _pass_through(block, site)
     for site, kept in zip(space.sites, architecture.kept, strict=True):
         if site.is_block or len(kept) == site.units:
             continue
@@ -64,9 +65,9 @@ def slice(module: nn.Module, space: SearchSpace, architecture: Architecture) -> 
     return sliced
 
 
-def _pass_through(module: nn.Module, site: Part) -> PassThrough:
+def _pass_through(block: nn.Module, site: Part) -> PassThrough:
     """diffusers' `Transformer2DModel` answers with a tuple; ResNet and transformer blocks with the tensor itself."""
-    return PassThrough(site.channels, as_tuple=hasattr(module.get_submodule(site.path), "transformer_blocks"))
+    return PassThrough(site.channels, as_tuple=hasattr(block, "transformer_blocks"))
 
 
 def _is_dropped(sliced: nn.Module, site: Part) -> bool:
@@ -78,7 +79,11 @@ def _cut(weight: Tensor, cut: Cut, units: int, kept: tuple[int, ...]) -> Tensor 
     dim = 0 if cut.side == "out" else 1
     if weight.ndim <= dim:
         return None
-    size = weight.shape[dim] // (cut.chunks * units)
+    size, rest = divmod(weight.shape[dim], cut.chunks * units)
+    if rest:
+        raise RequestError(
+            f"{cut.path!r} does not divide into {units} units: the search space belongs to another model."
+        )
     index = torch.arange(weight.shape[dim], device=weight.device).view(cut.chunks, units, size)[:, list(kept)].flatten()
     return weight.detach().index_select(dim, index)
 
@@ -143,7 +148,7 @@ def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
         expert = slice(dense, architecture.space, architecture)
         expert.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
     except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RequestError(f"the expert in {str(folder)!r} is damaged: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"the expert in {str(folder)!r} is damaged: {gist(error)}") from error
     if dtype is not None:
         nn.Module.to(expert, dtype)  # diffusers' own `to` remarks on casts that are wanted here
     return expert.eval()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,7 +95,8 @@ class Preparer:
             RequestError: if none is left.
         """
         ids = [sample.id for sample in samples]
-        key = _key("latents", source, ids, fingerprint(self.pipeline.vae), self.latent_size)
+        scale = [self.pipeline.vae.config.get(name) for name in ("scaling_factor", "shift_factor")]
+        key = _key("latents", source, ids, fingerprint(self.pipeline.vae), scale, self.latent_size)
         cached = self._cached(key, lambda: self._encode_latents(samples, f"encoding {what} pictures"))
         skipped = json.loads(bytes(cached["skipped"].tolist()) or b"{}")
         self.skipped |= skipped
@@ -176,7 +178,11 @@ class Preparer:
             tensors = make()
             with replacing(path) as temporary:
                 save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError:  # a damaged file is made anew
+            path.unlink()
+            return self._cached(key, make)
 
 
 def fit(sample: Sample, size: int):

@@ -59,13 +59,17 @@ def draw_pictures(
     seeds: Sequence[int],
     experts: Sequence[int],
 ) -> None:
-    """Draw what is not yet in `folder`, as `000.png`, …; expert −1 is the dense model."""
-    missing = [i for i in range(len(prompts)) if not (folder / f"{i:03d}.png").exists()]
+    """Draw what is not yet in `folder`, as `000.png`, …; expert −1 is the dense model.
+
+    A part of four batches is drawn whole or not at all, so that a resumed run draws the same bits.
+    """
     options = work.config.evaluate
     with work.progress.task(f"drawing {folder.name}", len(prompts)) as advance:
-        advance(len(prompts) - len(missing))
-        for start in range(0, len(missing), options.batch * 4):
-            part = missing[start : start + options.batch * 4]
+        for start in range(0, len(prompts), options.batch * 4):
+            part = range(start, min(start + options.batch * 4, len(prompts)))
+            if all((folder / f"{i:03d}.png").exists() for i in part):
+                advance(len(part))
+                continue
             drawn = pipe(
                 [prompts[i] for i in part],
                 seed=[seeds[i] for i in part],
@@ -199,7 +203,7 @@ def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "val
 def routing_figures(work: Workspace, bias: Float[Tensor, "experts"], fractions: Sequence[float]) -> tuple[Tensor, dict]:
     """The route of every validation prompt, and what the record says of it."""
     prompts = work.validation.prompts()
-    scores = work.router.scores(prompts)
+    scores = work.scores(work.validation)
     route = serve(scores, bias)
     costs = torch.tensor(fractions, dtype=torch.float64)[route]
     kinds: dict[str, dict[str, int]] = {}

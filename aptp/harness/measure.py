@@ -35,16 +35,19 @@ def latency_ms(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tok
 def peak_memory_mb(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tokens: int) -> float:
     """Most memory that tensors hold during a call on a batch of 8, weights included, in MB (10⁶ bytes).
 
-    On a GPU what the allocator says; elsewhere the storages that live at once.
+    The weights, and what the call adds to them: on a GPU what the allocator says, elsewhere the storages that live at
+    once.
     """
     inputs = _inputs(denoiser, module, sample_size, text_tokens)
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
     if module.device.type == "cuda":
+        before = torch.cuda.memory_allocated(module.device)
         torch.cuda.reset_peak_memory_stats(module.device)
         module(**inputs)
-        return torch.cuda.max_memory_allocated(module.device) / 1e6
+        return (weights + torch.cuda.max_memory_allocated(module.device) - before) / 1e6
     with _LiveTensors() as live:
         module(**inputs)
-    return (sum(p.numel() * p.element_size() for p in module.parameters()) + live.peak) / 1e6
+    return (weights + live.peak) / 1e6
 
 
 class _LiveTensors(TorchDispatchMode):

@@ -43,7 +43,7 @@ def plan(config: RunConfig, host: Host) -> Plan:
     """Check a resolved configuration and estimate its stages. Raises `RequestError` exactly where a run would."""
     with tempfile.TemporaryDirectory() as folder:
         record = Record(started="", config={}, versions={}, hardware={})
-        work = Workspace.open(config, Path(folder), host, Quiet(), record)
+        work = Workspace.open(config.settled(), Path(folder), host, Quiet(), record)
         return _estimate(work)
 
 

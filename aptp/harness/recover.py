@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from aptp.core.architecture import Architecture
+from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.gates import gated
 from aptp.core.router import serve
@@ -35,7 +36,8 @@ def make_experts(work: Workspace, found: Found) -> None:
     source = work.dense
     if found.weights:
         source = copy.deepcopy(work.dense)
-        source.load_state_dict(found.weights, strict=False)
+        if unexpected := source.load_state_dict(found.weights, strict=False).unexpected_keys:
+            raise RequestError(f"the pruner updated {unexpected[0]!r}, which is no weight of the model.")
     for index, architecture in enumerate(found.architectures):
         save_expert(slice(source, work.space, architecture), architecture, work.path(expert_folder(index)))
 
@@ -45,16 +47,15 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
     options = work.config.recover
     if not options.steps:
         return
-    route = serve(work.router.scores(work.train.prompts()), bias)
+    route = serve(work.scores(work.train), bias)
     load = route.bincount(minlength=len(architectures)).double() / len(route)
     joint = round(options.joint * options.steps) if len(architectures) > 1 else 0
     shares = _shared_out(options.steps - joint, load)
     with work.progress.task("recovering the experts", options.steps) as advance:
 
-        def observe(phase: str, expert: int | None):
+        def observe(who: str, done: int):
             def told(step: int, values: dict[str, float]) -> None:
-                work.step_ended("recover", step, options.steps, values)
-                who = "all experts" if expert is None else f"expert {expert}"
+                work.step_ended("recover", done + step, options.steps, values)
                 advance(note=f"{who}, loss {values['loss']:.4f}")
 
             return told
@@ -62,7 +63,7 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
         if joint:
             together = copy.deepcopy(work.dense)
             gates = torch.stack([architecture.gates for architecture in architectures])[route]
-            _train(work, together, "joint", torch.arange(len(route)), joint, observe("joint", None), gates)
+            _train(work, together, "joint", torch.arange(len(route)), joint, observe("all experts", 0), gates)
             for index, architecture in enumerate(architectures):
                 folder = work.path(expert_folder(index))
                 if not work.path(f"checkpoints/recover-{index:02d}.safetensors").exists():
@@ -72,7 +73,8 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             if not shares[index]:
                 continue
             expert = load_expert(work.path(expert_folder(index))).to(work.device)
-            _train(work, expert, f"{index:02d}", mine, shares[index], observe("own", index))
+            told = observe(f"expert {index}", joint + sum(shares[:index]))
+            _train(work, expert, f"{index:02d}", mine, shares[index], told)
             save_expert(expert, architecture, work.path(expert_folder(index)))
     _join_logs(work, options.steps)
 

@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from aptp.bundle import load_bundle, save_router
@@ -44,6 +43,8 @@ LIBRARIES = (
 )
 FAR_FROM_TARGET = 0.05
 """An uncalibrated cost further than this share from the target is worth a warning."""
+MISSED = 0.01
+"""So is a calibrated one further than this."""
 
 
 def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progress: Progress) -> Record:
@@ -52,6 +53,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progr
     Raises:
         RequestError: before any long work, if the request cannot be carried out or `out` belongs to another one.
     """
+    config = config.settled()
     record = _claim(config, out, resume)
     if record.status == "done":
         write_report(out)
@@ -79,11 +81,11 @@ def _claim(config: RunConfig, out: Path, resume: bool) -> Record:
     """Make `out` this run's, or refuse it. A record that is there goes on."""
     file = out / "config.yaml"
     if file.exists():
-        if yaml.safe_load(file.read_text()) != yaml.safe_load(config.to_yaml()):
+        if file.read_text(encoding="utf-8") != config.to_yaml():
             raise RequestError(f"run directory {str(out)!r} belongs to another configuration; choose another --out.")
         if not resume:
             raise RequestError(f"run directory {str(out)!r} holds this run already; add --resume to go on with it.")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{str(out)!r} is not empty and no run directory; choose another --out.")
     if (out / "record.json").exists():
         return Record.load(out / "record.json")
@@ -220,11 +222,13 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         )
         for index, architecture in enumerate(found.architectures)
     ]
-    if abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
+    if work.config.pruner is None and abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
         work.warn(
             f"the search ended at {found.uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
             f"calibration moved it to {found.expected:.3f}. Search longer, or with another rate or offset."
         )
+    if abs(found.expected / target - 1) > MISSED:
+        work.warn(f"the budget is {target:g}, and {found.expected:.3f} the nearest level that these gates have.")
 
 
 def _result(work: Workspace, pipe: RoutedPipeline, questions: evaluate.Questions, route: Tensor, real: Path) -> Result:

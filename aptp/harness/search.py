@@ -38,16 +38,16 @@ def search(work: Workspace) -> Found:
     if work.config.pruner is not None:
         return _pruned(work)
     _train_router(work)
-    scores = work.router.scores(work.train.prompts())
+    scores = work.scores(work.train)
     bias = work.router_context.balancer.serving_bias(scores)
     load = _load(scores, bias)
     with torch.no_grad():
-        soft = work.router.codes().detach().float().cpu()
+        soft = work.router.codes().cpu()
     target = work.config.budget.target
     threshold = calibrate(work.cost_model, soft, load, target)
     gates = harden(work.space, soft, threshold)
     return Found(
-        [Architecture(work.space, row) for row in gates],
+        [Architecture(work.space, row) for row in gates.float()],
         bias,
         threshold,
         load,

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from aptp.core.denoiser import Denoiser, TextStates
+from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_text
 from aptp.core.objective import Diffused, block_distillation, watch, weighted_mse
 
@@ -131,9 +132,21 @@ class Checkpoint:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
 
     def restore(self) -> int:
-        """Load what was saved, if anything; the number of steps done."""
+        """Load what was saved, if anything; the number of steps done.
+
+        Raises:
+            RequestError: if the file is damaged, or belongs to another model.
+        """
         if not self.path.is_file():
             return 0
+        try:
+            return self._load()
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise RequestError(
+                f"checkpoint {str(self.path)!r} is damaged ({gist(error)}); delete it to repeat its stage."
+            ) from error
+
+    def _load(self) -> int:
         with safe_open(self.path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             step = int(file.metadata()["step"])
@@ -182,7 +195,7 @@ def train(
         optimizer.param_groups[0]["lr"] = rate * factor(step)
         values = step_loss(step)
         if not torch.isfinite(values["loss"]):
-            raise FloatingPointError(f"the loss of step {step} is {float(values['loss'])}; lower the learning rate.")
+            raise FloatingPointError(f"the loss of step {step} is {values['loss'].item()}; lower the learning rate.")
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         optimizer.step()

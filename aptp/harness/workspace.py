@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from aptp.api import denoiser_of, search_space
 from aptp.config import Choice, RunConfig
@@ -51,9 +52,9 @@ class Workspace:
     def open(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
         """Load the model and look at the data. Raises `RequestError` for a request that cannot be carried out."""
         dataset = make(host, "dataset", config.data)
-        counts = {split: len(dataset.samples(split)) for split in ("train", "validation")}
-        if config.experts > min(counts["train"], config.prepare.train or counts["train"]):
-            raise RequestError(f"{config.experts} experts are more than the {counts['train']} training prompts.")
+        count = {split: len(dataset.samples(split)) for split in ("train", "validation")}["train"]
+        if config.experts > (used := min(count, config.prepare.train or count)):
+            raise RequestError(f"{config.experts} experts are more than the {used} training prompts.")
         device = device_of(config.device)
         work = cls(config, out, host, progress, record, device, load_pipeline(config.model, device), dataset)
         work.cost_model.check(config.budget.target)
@@ -65,7 +66,7 @@ class Workspace:
         """A run of another configuration over the same models and data."""
         file = out / "record.json"
         record = (
-            Record.load(file)
+            Record.load(file).model_copy(update={"warnings": []})
             if file.exists()
             else self.record.model_copy(
                 update={"config": config.model_dump(mode="json"), "seconds": {}, "results": [], "warnings": []}
@@ -143,6 +144,10 @@ class Workspace:
     @cached_property
     def router_context(self) -> RouterContext:
         return self.context_for(self.train.prompts())
+
+    def scores(self, pictures: Pictures) -> Float[Tensor, "pictures experts"]:
+        """The router's scores of every picture's caption, on the CPU."""
+        return self.router.scores(pictures.prompts()).cpu()
 
     def context_for(self, prompts: PromptBatch) -> RouterContext:
         """What a router is set up with for these training prompts."""

@@ -10,11 +10,15 @@ from aptp.core import distributed
 from aptp.core.balancer import Assignment, Balancer
 from aptp.plugins.options import EntropyOptions
 
+_SMALLEST = 1e-12
+"""Shares under this count as it: the logarithm of an unused code's share has no slope."""
+
 
 class EntropyBalancer(Balancer):
-    """With p = softmax(scores / T): the penalty is mean H(p) − H(mean p), differentiable in the scores.
+    """With p = softmax(scores / T): the penalty is mean H(p) + KL(mean p ‖ marginals), differentiable in the scores.
 
-    Marginals other than uniform turn the second term into the divergence from them: mean H(p) + KL(mean p ‖ marginals).
+    For uniform marginals that is mean H(p) − H(mean p) + log N. It is zero where each prompt is sure of its code and
+    the codes are used as the marginals say.
     """
 
     Options = EntropyOptions
@@ -30,16 +34,13 @@ class EntropyBalancer(Balancer):
         expert_marginals: Float[Tensor, "experts"] | None = None,
         prompt_weights: Float[Tensor, "batch"] | None = None,
     ) -> Assignment:
-        probabilities = distributed.gather((scores / self.options.temperature).softmax(-1))
-        weights = torch.ones_like(probabilities[:, 0]) if prompt_weights is None else distributed.gather(prompt_weights)
-        weights = weights / weights.sum()
-        shares = torch.ones_like(scores[0]) if expert_marginals is None else expert_marginals
+        log_p = distributed.gather((scores / self.options.temperature).log_softmax(-1))
+        weights = torch.ones_like(log_p[:, 0]) if prompt_weights is None else distributed.gather(prompt_weights)
+        weights = (weights / weights.sum()).to(log_p)
+        shares = torch.ones_like(log_p[0]) if expert_marginals is None else expert_marginals.to(log_p)
         shares = shares / shares.sum()
-        mean = weights @ probabilities
-        unsure = weights @ _entropy(probabilities)
-        uneven = -_entropy(mean) - (mean * shares.log()).sum()
+        p = log_p.exp()
+        mean = (weights @ p).clamp(min=_SMALLEST)
+        unsure = weights @ -(p * log_p).sum(-1)
+        uneven = (mean * (mean / shares.clamp(min=_SMALLEST)).log()).sum()
         return Assignment(scores.argmax(-1), self.options.weight * (unsure + uneven))
-
-
-def _entropy(probabilities: Float[Tensor, "*rows experts"]) -> Float[Tensor, "*rows"]:
-    return torch.special.entr(probabilities).sum(-1)

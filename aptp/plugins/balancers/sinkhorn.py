@@ -11,12 +11,20 @@ from aptp.core import distributed
 from aptp.core.balancer import Assignment, Balancer
 from aptp.plugins.options import SinkhornOptions
 
+_EXACT = 1e3
+"""Scores that differ by more than this times ε: transport is exact."""
+_PIVOTS = 10_000_000
+"""At most so many steps of the exact solver."""
+_EQUAL = 1e-4
+"""Masses this near to one another, relatively, are equal; the higher score decides, as for a batch of one."""
+
 
 class SinkhornBalancer(Balancer):
     """Maximises ⟨Q, scores⟩ + ε·H(Q) over plans with the given marginals; a prompt takes the code of its largest mass.
 
     The plan is that of the global batch when there are several processes. It is computed in the log domain and in
-    float64, so no score overflows.
+    float64, so no score overflows. Where ε is next to nothing beside the scores, iterations would not end and the plan
+    is the exact one.
     """
 
     Options = SinkhornOptions
@@ -35,18 +43,25 @@ class SinkhornBalancer(Balancer):
         everyone = distributed.gather(scores.detach())
         weights = distributed.gather(prompt_weights) if prompt_weights is not None else torch.ones_like(everyone[:, 0])
         shares = expert_marginals if expert_marginals is not None else torch.ones_like(everyone[0])
-        plan = ot.sinkhorn(
-            _shares(weights),
-            _shares(shares),
-            -everyone.double(),
+        plan = self._plan(_shares(weights), _shares(shares), -everyone.double())
+        mine = distributed.own(plan)
+        best = mine >= mine.max(-1, keepdim=True).values * (1 - _EQUAL)
+        index = scores.detach().masked_fill(~best, -torch.inf).argmax(-1)
+        return Assignment(index, scores.new_zeros(()), mine.to(scores.dtype))
+
+    def _plan(self, rows: Tensor, columns: Tensor, cost: Float[Tensor, "batch experts"]) -> Tensor:
+        if cost.max() - cost.min() > _EXACT * self.options.epsilon:
+            return ot.emd(rows, columns, cost, numItermax=_PIVOTS)
+        return ot.sinkhorn(
+            rows,
+            columns,
+            cost,
             self.options.epsilon,
             method="sinkhorn_log",
             numItermax=self.options.iterations,
             stopThr=self.options.tolerance,
             warn=False,
         )
-        mine = distributed.own(plan)
-        return Assignment(mine.argmax(-1), scores.new_zeros(()), mine.to(scores.dtype))
 
     def serving_bias(self, scores: Float[Tensor, "prompts experts"]) -> Float[Tensor, "experts"]:
         """The codes' dual prices of exact transport with even shares: what a plan adds to the scores before its argmax.
@@ -55,7 +70,7 @@ class SinkhornBalancer(Balancer):
         """
         cost = -scores.detach().double()
         even = _shares(torch.ones_like(cost[:, 0])), _shares(torch.ones_like(cost[0]))
-        prices = ot.emd(*even, cost, log=True)[1]["v"]
+        prices = ot.emd(*even, cost, numItermax=_PIVOTS, log=True)[1]["v"]
         return prices - prices.mean()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aptp.core import anatomy
 from aptp.core.anatomy import Anatomy, Part
 from aptp.core.denoiser import Denoiser, TextStates
+from aptp.core.errors import RequestError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,8 +25,11 @@ _ORDER = ("down_blocks", "mid_block", "up_blocks")
 
 
 class UNetDenoiser(Denoiser):
-    """Width: every ResNet block, attention and feed-forward. Depth: ResNet blocks that keep their width, whole attention
-    modules, and, where a module has several transformer blocks, the single blocks instead."""
+    """Width: every ResNet block, attention and feed-forward.
+
+    Depth: ResNet blocks that keep their width, whole attention modules, and, where a module has several transformer
+    blocks, the single blocks instead.
+    """
 
     component = "unet"
 
@@ -96,15 +100,15 @@ def _walk(unet: nn.Module, stage: str) -> Iterator[Part]:
     """The parts of one stage in the order in which it runs them: each ResNet block, then the attention beside it."""
     module = unet.get_submodule(stage)
     attentions = getattr(module, "attentions", [])
-    lead = 1 if stage == "mid_block" else 0  # the mid block starts with a ResNet block of its own
     for index, resnet in enumerate(getattr(module, "resnets", [])):
         path = f"{stage}.resnets.{index}"
+        _check(path, resnet, ResnetBlock2D)
         inside = (path,) if _passes_on(unet, stage, index, resnet) else ()
         if inside:
             yield anatomy.block(path, resnet.conv2.out_channels)
         yield anatomy.resnet_channels(path, resnet, inside)
-        if 0 <= index - lead < len(attentions) and attentions[index - lead] is not None:
-            yield from _attention(f"{stage}.attentions.{index - lead}", attentions[index - lead], stage)
+        if index < len(attentions) and attentions[index] is not None:
+            yield from _attention(f"{stage}.attentions.{index}", attentions[index], stage)
 
 
 def _passes_on(unet: nn.Module, stage: str, index: int, resnet: ResnetBlock2D) -> bool:
@@ -121,6 +125,7 @@ def _passes_on(unet: nn.Module, stage: str, index: int, resnet: ResnetBlock2D) -
 
 
 def _attention(path: str, module: Transformer2DModel, stage: str) -> Iterator[Part]:
+    _check(path, module, Transformer2DModel)
     several = len(module.transformer_blocks) > 1
     whole: tuple[str, ...] = ()
     if not several and stage != "mid_block":
@@ -132,6 +137,14 @@ def _attention(path: str, module: Transformer2DModel, stage: str) -> Iterator[Pa
             yield anatomy.block(name, 0)
             inside = (name,)
         yield from _transformer(name, transformer, inside)
+
+
+def _check(path: str, module: nn.Module, known: type[nn.Module]) -> None:
+    if not isinstance(module, known):
+        raise RequestError(
+            f"{path!r} of this U-Net is a {type(module).__name__}, which cannot be gated; Stable Diffusion's are "
+            f"{known.__name__}s."
+        )
 
 
 def _transformer(path: str, transformer: BasicTransformerBlock, inside: Sequence[str]) -> Iterator[Part]:

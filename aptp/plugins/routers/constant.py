@@ -22,7 +22,7 @@ class ConstantRouter(Router):
     def setup(self, context: RouterContext) -> None:
         if context.num_experts != 1:
             raise RequestError(f"router 'constant' serves one expert, not {context.num_experts}; ask for --experts 1.")
-        self.relaxation = context.relaxation
+        self.context = context
         self.code_logits = nn.Parameter(torch.zeros(1, context.space.num_gates))
 
     def forward(
@@ -33,7 +33,8 @@ class ConstantRouter(Router):
         generator: torch.Generator,
         timesteps: Int[Tensor, "batch"] | None = None,
     ) -> Routing:
-        gates = self.relaxation.sample(self.code_logits.expand(len(prompts), -1), generator)
+        logits = self.code_logits.expand(len(prompts), -1)
+        gates = self.context.relaxation.sample(logits, generator, step / self.context.steps)
         return Routing(gates, torch.zeros(len(prompts), dtype=torch.long, device=gates.device))
 
     def scores(
@@ -42,4 +43,4 @@ class ConstantRouter(Router):
         return torch.zeros(len(prompts), 1, dtype=torch.float64)
 
     def codes(self) -> Float[Tensor, "experts gates"]:
-        return self.relaxation.soft(self.code_logits)
+        return self.context.relaxation.soft(self.code_logits.double())  # in float32 closed and open gates would tie

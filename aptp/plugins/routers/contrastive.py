@@ -41,7 +41,8 @@ class ContrastiveRouter(Router):
 
     @property
     def _warmup_steps(self) -> int:
-        return round(self.options.warmup * self.context.steps)
+        """At least one step is left to the codes."""
+        return min(round(self.options.warmup * self.context.steps), self.context.steps - 1)
 
     def forward(
         self,
@@ -53,14 +54,15 @@ class ContrastiveRouter(Router):
     ) -> Routing:
         if step == self._warmup_steps:
             self._init_codes()
+        progress = step / self.context.steps
         logits = self.predictor(prompts.embeds)
         predicted = self._features(logits)
         losses = {"contrastive": self.options.weight * self._contrastive(prompts.embeds, predicted)}
         if step < self._warmup_steps:
             index = torch.full((len(prompts),), -1, device=logits.device)
-            return Routing(self.context.relaxation.sample(logits, generator), index, losses)
+            return Routing(self.context.relaxation.sample(logits, generator, progress), index, losses)
         assignment = self.context.balancer.assign(predicted @ self._features(self.code_logits).T)
-        gates = self.context.relaxation.sample(self.code_logits[assignment.index], generator)
+        gates = self.context.relaxation.sample(self.code_logits[assignment.index], generator, progress)
         return Routing(gates, assignment.index, losses | {"balance": assignment.penalty})
 
     @torch.no_grad()
@@ -72,7 +74,7 @@ class ContrastiveRouter(Router):
         return self._features(logits) @ self._features(self.code_logits.double()).T
 
     def codes(self) -> Float[Tensor, "experts gates"]:
-        return self.context.relaxation.soft(self.code_logits)
+        return self.context.relaxation.soft(self.code_logits.double())  # in float32 closed and open gates would tie
 
     def _features(self, logits: Float[Tensor, "rows gates"]) -> Float[Tensor, "rows gates"]:
         return self.context.space.features(self.context.relaxation.soft(logits))

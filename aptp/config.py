@@ -107,7 +107,7 @@ class SearchOptions(Options):
 class RecoverOptions(Options):
     """Fine-tuning of the experts with the dense teacher."""
 
-    steps: int = Field(240, ge=0, description="in all, shared by the experts")
+    steps: int = Field(200, ge=0, description="in all, shared by the experts")
     joint: float = Field(
         0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
     )
@@ -120,7 +120,7 @@ class RecoverOptions(Options):
 class EvaluateOptions(Options):
     """Generation and evaluation on held-out prompts."""
 
-    prompts: int = Field(200, ge=4)
+    prompts: int = Field(160, ge=4)
     steps: int = Field(15, gt=0, description="sampling steps")
     guidance: float = Field(3.0, ge=0)
     batch: int = Field(40, gt=0)

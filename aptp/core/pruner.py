@@ -56,7 +56,11 @@ def keep_best(context: PrunerContext, scores: Float[Tensor, "gates"]) -> Archite
     """The architecture that keeps the gates with the highest scores and meets the budget.
 
     Ranks replace scores, so that only their order counts.
+
+    Raises:
+        RequestError: for a budget under the floor of the space.
     """
+    context.cost_model.check(context.target)
     ranks = scores.double().argsort().argsort().double() / scores.numel()
     threshold = calibrate(context.cost_model, ranks[None], torch.ones(1), context.target)
     return Architecture(context.space, harden(context.space, ranks, threshold).float())

@@ -1,6 +1,6 @@
 """What serving needs of a run: the router, how it decides, and the experts' costs. Safetensors and JSON only.
 
-`router/router.json` names the strategies and holds the serving bias; `router/router.safetensors` is the router's state;
+`router/router.json` names the strategies and the costs; `router/router.safetensors` is the router's state and bias;
 `router/space.json` the search space.
 """
 

@@ -15,6 +15,7 @@ from torch import nn
 from aptp.bundle import Bundle, load_bundle
 from aptp.core.errors import RequestError
 from aptp.core.progress import Advance
+from aptp.core.record import Record
 from aptp.core.router import PromptBatch, margins, serve
 from aptp.core.slicing import load_expert
 from aptp.host import Host, default_host
@@ -124,8 +125,7 @@ class RoutedPipeline:
             self.base,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            output_type="pil",
-            **options,
+            **{"output_type": "pil"} | options,
         )
         images: list[Any] = [None] * len(prompts)
         try:
@@ -178,6 +178,9 @@ def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> 
 
     run = Path(run)
     bundle = load_bundle(run, host or default_host())
+    record = run / "record.json"
+    if record.is_file() and (status := Record.load(record).status) != "done":
+        raise RequestError(f"run {str(run)!r} is {status}, not done; finish it with --resume before it serves.")
     homes = [run, run.parent.parent] if run.parent.name == "baselines" else [run]
     model = next((str(home / ADAPTED) for home in homes if (home / ADAPTED).is_dir()), bundle.model)
     base = load_pipeline(model, device_of(device))

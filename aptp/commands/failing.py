@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from aptp.core.errors import RequestError
+from aptp.core.errors import RequestError, gist
 
 UsageError: Any = typer.BadParameter.__base__
 Debug = Annotated[bool, typer.Option("--debug", envvar="APTP_DEBUG", help="Show where an unexpected error came from.")]
@@ -44,7 +44,7 @@ def checking() -> Iterator[None]:
     except RequestError:
         raise
     except ValueError as error:
-        raise RequestError(_gist(error)) from error
+        raise RequestError(gist(error)) from error
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def working(what: str, debug: bool, kept: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        raise typer.Exit(_complain(f"{what} failed: {type(error).__name__}: {_gist(error)}{_hint(kept)}", 1)) from error
+        raise typer.Exit(_complain(f"{what} failed: {type(error).__name__}: {gist(error)}{_hint(kept)}", 1)) from error
 
 
 def _complain(text: str, status: int) -> int:
@@ -69,8 +69,3 @@ def _complain(text: str, status: int) -> int:
 
 def _hint(kept: Path | None) -> str:
     return f"; what was computed is kept in {kept}, add --resume to continue" if kept and kept.is_dir() else ""
-
-
-def _gist(error: Exception) -> str:
-    """The first line of an error's message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -62,11 +62,12 @@ def generate(
         raise RequestError(f"--out {str(out)!r} is a file; name a folder.")
     with working("drawing", debug):
         from aptp.core.files import replacing, write_json
+        from aptp.pipeline import seeds_from
         from aptp.terminal import Terminal
 
         pipe = _pipeline(run, asked)
         routes = pipe.route(asked)
-        seeds = _seeds(asked, seed)
+        seeds = seeds_from(seed, asked)
         names = [f"{place:03d}.png" for place in range(len(asked))]
         by_expert = sorted(range(len(asked)), key=lambda place: routes[place].expert)
         with Terminal().task("drawing", len(asked)) as advance:
@@ -110,16 +111,6 @@ def _pipeline(run: Path, prompts: Sequence[str]) -> RoutedPipeline:
 
         check_prompts(prompts)
         return load(run)
-
-
-def _seeds(prompts: Sequence[str], first: int) -> list[int]:
-    """A seed a picture, so that a picture depends on its prompt and how often that came before, and on nothing else."""
-    seen: dict[str, int] = {}
-    seeds = []
-    for prompt in prompts:
-        seeds.append(first + seen.setdefault(prompt, 0))
-        seen[prompt] += 1
-    return seeds
 
 
 def _as_json(route: Route) -> dict[str, object]:

@@ -41,7 +41,7 @@ class CaptionedDataset(ABC):
 
     @abstractmethod
     def samples(self, split: Split) -> Sequence[Sample]:
-        """The samples of a split in a fixed order. Raises `ValueError` with one clear sentence if there are none."""
+        """The samples of a split in a fixed order. Raises `RequestError` if there are none."""
 
     @abstractmethod
     def fingerprint(self) -> str:

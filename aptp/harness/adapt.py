@@ -13,11 +13,11 @@ from aptp.models import load_pipeline
 from aptp.pipeline import ADAPTED
 
 
-def adapt(work: Workspace, samples: list[Sample], fingerprint: str) -> None:
+def adapt(work: Workspace, samples: list[Sample], source: str) -> None:
     """Train denoiser and text encoders together, save the pipeline in the run, and go on with the saved one."""
     folder = work.path(ADAPTED)
     if not folder.is_dir():
-        _fine_tune(work, samples, fingerprint)
+        _fine_tune(work, samples, source)
         partial = folder.with_name(f".{folder.name}.partial")
         work.pipeline.save_pretrained(partial)
         partial.rename(folder)
@@ -25,20 +25,20 @@ def adapt(work: Workspace, samples: list[Sample], fingerprint: str) -> None:
     work.forget_model()
 
 
-def _fine_tune(work: Workspace, samples: list[Sample], fingerprint: str) -> None:
+def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
     config, options = work.config, work.config.adapt
-    pictures = work.preparer.pictures(samples, fingerprint, "training")
+    samples, latents = work.preparer.latents(samples, source, "training")
     encoders = {n: c for n, c in work.pipeline.components.items() if n.startswith("text_encoder") and c is not None}
     modules = nn.ModuleDict({"denoiser": work.dense, **encoders}).requires_grad_(True)
     dropout = config.recover.caption_dropout
 
     def step_loss(step: int) -> dict[str, Tensor]:
-        index = batch_index(len(pictures), options.batch, step, config.seed, "adapt")
+        index = batch_index(len(samples), options.batch, step, config.seed, "adapt")
         generator = generator_for(config.seed, "adapt", step)
         dropped = torch.rand(len(index), generator=generator) < dropout
-        captions = ["" if drop else pictures.samples[i].caption for i, drop in zip(index, dropped, strict=True)]
+        captions = ["" if drop else samples[i].caption for i, drop in zip(index, dropped, strict=True)]
         text = work.denoiser.encode_text(work.pipeline, captions, work.sample_size)
-        example = work.noiser(pictures.latents[index], text, generator)
+        example = work.noiser(latents[index], text, generator)
         prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
         return {"loss": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
 

@@ -89,7 +89,25 @@ class Preparer:
         return int(getattr(self.pipeline, self.denoiser.component).config.sample_size)
 
     def pictures(self, samples: Sequence[Sample], source: str, what: str) -> Pictures:
-        """Encode a split; pictures that do not open are skipped and listed in `skipped`.
+        """Encode a split of the data set whose fingerprint is `source`.
+
+        Raises:
+            RequestError: if no picture of it can be read.
+        """
+        samples, latents = self.latents(samples, source, what)
+        captions = sorted({sample.caption for sample in samples})
+        place = {caption: i for i, caption in enumerate(captions)}
+        return Pictures(
+            samples,
+            latents,
+            captions,
+            torch.tensor([place[sample.caption] for sample in samples]),
+            self.text(captions, what),
+            self.embeds(captions, what),
+        )
+
+    def latents(self, samples: Sequence[Sample], source: str, what: str) -> tuple[list[Sample], Tensor]:
+        """The samples that open, and their latents; the others are listed in `skipped`.
 
         Raises:
             RequestError: if none is left.
@@ -100,21 +118,11 @@ class Preparer:
         cached = self._cached(key, lambda: self._encode_latents(samples, f"encoding {what} pictures"))
         skipped = json.loads(bytes(cached["skipped"].tolist()) or b"{}")
         self.skipped |= skipped
-        samples = [sample for sample in samples if sample.id not in skipped]
-        if not samples:
+        if len(skipped) == len(ids):
             raise RequestError(
                 f"none of the {len(ids)} {what} pictures can be read; the first: {next(iter(skipped.values()))}."
             )
-        captions = sorted({sample.caption for sample in samples})
-        place = {caption: i for i, caption in enumerate(captions)}
-        return Pictures(
-            samples,
-            cached["latents"].float(),
-            captions,
-            torch.tensor([place[sample.caption] for sample in samples]),
-            self.text(captions, what),
-            self.embeds(captions, what),
-        )
+        return [sample for sample in samples if sample.id not in skipped], cached["latents"].float()
 
     def text(self, captions: Sequence[str], what: str) -> dict[str, Tensor]:
         """Text states of captions, by the denoiser's argument names."""

@@ -187,8 +187,8 @@ def method_result(
 def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> float:
     """Mean squared error of the experts' outputs against the dense model's, on noised validation latents."""
     pictures = work.validation
-    index = torch.arange(min(TEACHER_PICTURES, len(pictures)))
     generator = generator_for(work.config.seed, "teacher error")
+    index = torch.randperm(len(pictures), generator=generator)[:TEACHER_PICTURES]
     example = work.noiser(pictures.latents[index], pictures.text_states(index), generator)
     answer = work.distiller.teach(example).answer
     total = 0.0

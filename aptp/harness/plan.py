@@ -49,12 +49,10 @@ def plan(config: RunConfig, host: Host) -> Plan:
 
 def _estimate(work: Workspace) -> Plan:
     config, target = work.config, work.config.budget.target
-    counts = [len(work.dataset.samples(split)) for split in ("train", "validation")]
-    limits = config.prepare.train, config.prepare.validation
-    pictures = sum(min(count, limit or count) for count, limit in zip(counts, limits, strict=True))
+    pictures = len(work.chosen.train) + len(work.chosen.validation)
     call = _seconds_of_call(work)
     encode = _seconds_of_encoding(work)
-    prompts = min(config.evaluate.prompts, counts[1])
+    prompts = min(config.evaluate.prompts, len(work.chosen.validation))
     methods = 1 + len(config.compare)
     calls = config.evaluate.steps * (2 if config.evaluate.guidance > 1 else 1)
     learned = config.pruner is None
@@ -92,6 +90,8 @@ def _seconds_of_call(work: Workspace) -> float:
         start = time.perf_counter()
         for _ in range(PROBE):
             work.dense(**inputs)
+        if work.device.type == "cuda":
+            torch.cuda.synchronize(work.device)
         times.append((time.perf_counter() - start) / PROBE)
     return statistics.median(times[1:])
 

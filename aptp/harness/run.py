@@ -24,6 +24,7 @@ from aptp.harness import evaluate
 from aptp.harness.adapt import adapt
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
+from aptp.harness.selection import check_counts
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.models import pipeline_fingerprint
@@ -131,28 +132,28 @@ def _stages(work: Workspace) -> None:
 def _prepare(work: Workspace) -> None:
     config, record = work.config, work.record
     with _timed(work, "prepare"):
-        fingerprint = work.dataset.fingerprint()
-        train = list(work.dataset.samples("train"))[: config.prepare.train]
-        validation = list(work.dataset.samples("validation"))[: config.prepare.validation]
+        source = work.dataset.fingerprint()
+        if record.data.get("fingerprint", source) != source:
+            raise RequestError(f"the data {config.data.name!r} has changed since {str(work.out)!r} was begun.")
+        train, _ = work.preparer.latents(work.chosen.train, source, "training")
+        validation, _ = work.preparer.latents(work.chosen.validation, source, "held-out")
+        check_counts(config, train, validation)
+        skipped = dict(work.preparer.skipped)
     if config.adapt.steps:
         with _timed(work, "adapt"):
-            adapt(work, train, fingerprint)
+            adapt(work, train, source)
     with _timed(work, "prepare"):
-        work.train = work.preparer.pictures(train, fingerprint, "training")
-        work.validation = work.preparer.pictures(validation, fingerprint, "held-out")
-    skipped = getattr(work.dataset, "skipped", {}) | work.preparer.skipped
+        work.train = work.preparer.pictures(train, source, "training")
+        work.validation = work.preparer.pictures(validation, source, "held-out")
+    skipped = work.chosen.skipped | skipped
     record.data = {
-        "fingerprint": fingerprint,
+        "fingerprint": source,
         "training_pictures": len(work.train),
         "validation_pictures": len(work.validation),
         "skipped": skipped,
     }
     if skipped:
         work.warn(f"{len(skipped)} pictures were skipped; the first: {next(iter(skipped.values()))}.")
-    if config.experts > len(work.train):
-        raise RequestError(
-            f"{config.experts} experts are more than the {len(work.train)} training prompts that are left."
-        )
 
 
 def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
@@ -162,7 +163,7 @@ def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
         found = search(work)
         work.architectures = found.architectures
     fractions = [float(work.cost_model.fraction(a.gates)) for a in found.architectures]
-    if "slice" not in record.seconds:
+    if not work.path("router/router.json").exists():
         with _timed(work, "slice"):
             make_experts(work, found)
             _save_router(work, found, fractions)
@@ -242,9 +243,11 @@ def _result(work: Workspace, pipe: RoutedPipeline, questions: evaluate.Questions
 def _timed(work: Workspace, stage: str) -> Iterator[None]:
     """Add a stage's wall time to the record and save it; a resumed stage adds to what it took before."""
     start, seconds = time.monotonic(), work.record.seconds
-    yield
-    seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
-    work.record.save(work.path("record.json"))
+    try:
+        yield
+    finally:
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+        work.record.save(work.path("record.json"))
 
 
 def _now() -> str:

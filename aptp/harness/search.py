@@ -12,7 +12,7 @@ from torch import Tensor
 from aptp.core.architecture import Architecture, harden
 from aptp.core.calibration import calibrate, expected_cost
 from aptp.core.gates import gated
-from aptp.core.objective import resource_loss, spread_loss
+from aptp.core.objective import resource_loss, spread_loss, weighted_mse
 from aptp.core.pruner import PrunerContext
 from aptp.core.router import serve
 from aptp.harness.training import batch_index, generator_for, train
@@ -68,7 +68,11 @@ def _pruned(work: Workspace) -> Found:
     context = PrunerContext(
         work.dense, work.space, work.cost_model, config.budget.target, config.seed, lambda: _calibration_losses(work)
     )
-    pruned = pruner.prune(context)
+    work.dense.requires_grad_(True)
+    try:
+        pruned = pruner.prune(context)
+    finally:
+        work.dense.requires_grad_(False)
     cost = float(work.cost_model.fraction(pruned.architecture.gates))
     return Found(
         [pruned.architecture],
@@ -91,7 +95,8 @@ def _calibration_losses(work: Workspace) -> Iterator[Float[Tensor, ""]]:
             work.train.text_states(index),
             generator_for(work.config.seed, "calibration", step),
         )
-        yield work.distiller.terms(work.dense, example, work.distiller.teach(example))["denoising"]
+        prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
+        yield weighted_mse(prediction, example.diffused.target, example.diffused.weight)
         step += 1
 
 

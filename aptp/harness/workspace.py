@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
 from aptp.harness.data import Pictures, Preparer, default_cache
+from aptp.harness.selection import Chosen, check_counts, choose
 from aptp.harness.training import Distiller, Noiser
 from aptp.host import Host
 from aptp.models import device_of, load_pipeline
@@ -44,6 +46,7 @@ class Workspace:
     device: torch.device
     pipeline: DiffusionPipeline
     dataset: CaptionedDataset
+    chosen: Chosen
     train: Pictures = field(init=False)
     validation: Pictures = field(init=False)
     architectures: list[Architecture] = field(init=False)
@@ -52,11 +55,14 @@ class Workspace:
     def open(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
         """Load the model and look at the data. Raises `RequestError` for a request that cannot be carried out."""
         dataset = make(host, "dataset", config.data)
-        count = {split: len(dataset.samples(split)) for split in ("train", "validation")}["train"]
-        if config.experts > (used := min(count, config.prepare.train or count)):
-            raise RequestError(f"{config.experts} experts are more than the {used} training prompts.")
+        chosen = choose(dataset, config.prepare, config.seed)
+        check_counts(config, chosen.train, chosen.validation)
+        for kind, choices in {"metric": config.metrics, "pruner": [*config.compare, config.pruner]}.items():
+            for choice in filter(None, choices):
+                make(host, kind, choice)
         device = device_of(config.device)
-        work = cls(config, out, host, progress, record, device, load_pipeline(config.model, device), dataset)
+        pipeline = load_pipeline(config.model, device)
+        work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
         work.cost_model.check(config.budget.target)
         nobody = PromptBatch([], work.preparer.embeds([""], "empty")[:0])
         make(host, "router", config.router).setup(work.context_for(nobody))  # refuses what it cannot serve
@@ -72,7 +78,7 @@ class Workspace:
                 update={"config": config.model_dump(mode="json"), "seconds": {}, "results": [], "warnings": []}
             )
         )
-        other = Workspace(config, out, self.host, self.progress, record, self.device, self.pipeline, self.dataset)
+        other = dataclasses.replace(self, config=config, out=out, record=record)
         other.train, other.validation = self.train, self.validation
         write_text(out / "config.yaml", config.to_yaml())
         return other
@@ -147,7 +153,7 @@ class Workspace:
 
     def scores(self, pictures: Pictures) -> Float[Tensor, "pictures experts"]:
         """The router's scores of every picture's caption, on the CPU."""
-        return self.router.scores(pictures.prompts()).cpu()
+        return self.router.scores(pictures.prompts().to(self.device)).cpu()
 
     def context_for(self, prompts: PromptBatch) -> RouterContext:
         """What a router is set up with for these training prompts."""

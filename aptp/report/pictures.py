@@ -1,0 +1,80 @@
+"""The gallery: the pictures of a run, as data URIs in rows and columns."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from aptp.report.reading import Run
+from aptp.report.wording import percent
+
+SMALL = 128
+"""Pictures up to this many pixels are embedded as they are and magnified without smoothing."""
+LARGEST = 384
+"""Larger ones are reduced to this many, twice what they are shown at."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the gallery; `routed` where the router chose this expert for the prompt."""
+
+    source: str
+    alt: str
+    routed: bool
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """`columns`: name and remark; `rows`: the prompt's entry and one picture a column, `None` where it is missing."""
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[dict, list[Shown | None]]]
+    side: int
+    pixelated: bool
+
+
+def gallery_of(run: Run) -> Gallery | None:
+    """The gallery of a run, if there are pictures."""
+    prompts, columns = run.gallery["prompts"], run.gallery["columns"]
+    fractions = {expert.index: expert.fraction for expert in run.record.experts}
+    heads = [
+        (c["name"], percent(fractions.get(c["expert"])) if "expert" in c else _cost_of(run, c["name"])) for c in columns
+    ]
+    rows, largest = [], 0
+    for place, prompt in enumerate(prompts):
+        shown: list[Shown | None] = []
+        for column in columns:
+            path = (run.folder / column["folder"] / f"{place:03d}.png").resolve()
+            if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
+                shown.append(None)
+                continue
+            source, side = _embedded(path)
+            largest = max(largest, side)
+            routed = "expert" in column and column["expert"] == prompt.get("expert")
+            alt = f"{column['name']}: {prompt['prompt']}" + (" (routed here)" if routed else "")
+            shown.append(Shown(source, alt, routed))
+        rows.append((prompt, shown))
+    if not largest:
+        return None
+    return Gallery(heads, rows, 96 if largest <= SMALL else 192, largest <= SMALL)
+
+
+def _cost_of(run: Run, name: str) -> str:
+    return next((percent(r.fraction) for r in run.record.results if r.name == name), "")
+
+
+def _embedded(path: Path) -> tuple[str, int]:
+    """A picture as a data URI, and its longer side in pixels."""
+    with Image.open(path, formats=["PNG"]) as picture:
+        side = max(picture.size)
+        if side <= SMALL:
+            return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), side
+        picture = picture.convert("RGB")
+    picture.thumbnail((LARGEST, LARGEST))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), side

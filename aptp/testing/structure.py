@@ -1,0 +1,113 @@
+"""Conformance of denoisers, granularities, budgets and static pruners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from aptp.core.architecture import Architecture, SearchSpace
+from aptp.core.budget import BudgetEstimator
+from aptp.core.denoiser import Denoiser
+from aptp.core.errors import RequestError
+from aptp.core.gates import gated
+from aptp.core.granularity import Granularity
+from aptp.core.pruner import PrunerContext, StaticPruner
+from aptp.core.slicing import slice
+from aptp.plugins.denoisers.unet import UNetDenoiser
+from aptp.testing.models import FAMILIES, tiny_cost_model, tiny_inputs, tiny_space, tiny_unet
+
+
+def check_denoiser(denoiser: Denoiser, module: nn.Module, sample_size: int = 8, text_tokens: int = 5) -> None:
+    """Its anatomy names modules that exist, and masked equals sliced, all parts gated, on its own example inputs."""
+    assert denoiser.supports(module)
+    anatomy = denoiser.anatomy(module)
+    names = dict(module.named_modules())
+    for part in anatomy.parts:
+        assert {part.path, *part.taps, *part.inside, *(cut.path for cut in part.cuts)} <= names.keys(), part
+    assert set(anatomy.last_blocks) <= {part.path for part in anatomy.blocks}
+    assert set(denoiser.blocks(module)) <= names.keys()
+    _masked_equals_sliced(
+        module, SearchSpace(anatomy.parts), lambda m: denoiser.example_inputs(m, sample_size, text_tokens)
+    )
+
+
+def check_granularity(granularity: Granularity) -> None:
+    """On each family of U-Nets: its sites are parts of the anatomy in its order, and masked equals sliced."""
+    for family in FAMILIES:
+        unet = tiny_unet(family)  # type: ignore[arg-type]
+        parts = UNetDenoiser().anatomy(unet).parts
+        sites = list(granularity.sites(UNetDenoiser().anatomy(unet)))
+        assert sites == [part for part in parts if part in sites], f"{family}: sites out of order or made up"
+        _masked_equals_sliced(unet, SearchSpace(tuple(sites)), lambda m: tiny_inputs(m, 2, m.dtype))
+
+
+def _masked_equals_sliced(module: nn.Module, space: SearchSpace, inputs: Callable[[nn.Module], dict[str, Any]]) -> None:
+    """In float64, to a relative error of 1e-10, for some random architectures."""
+    double = nn.Module.to(slice(module, space, Architecture.dense(space)), torch.float64)
+    call = inputs(double)
+    for seed, keep in enumerate((0.0, 0.5, 0.9)):
+        architecture = Architecture.random(space, keep, seed)
+        with torch.no_grad(), gated(double, space, architecture.gates):
+            masked = double(**call).sample
+        with torch.no_grad():
+            sliced = slice(double, space, architecture)(**call).sample
+        error = ((masked - sliced).norm() / sliced.norm()).item()
+        assert error <= 1e-10, f"masked and sliced differ by {error:.1e} at keep={keep}"
+
+
+def check_budget(budget: BudgetEstimator) -> None:
+    """On each family: dense and floor are right; cost never falls as a gate opens, and is linear in a width gate."""
+    for family in FAMILIES:
+        unet = tiny_unet(family)  # type: ignore[arg-type]
+        space = tiny_space(unet)
+        model = budget.profile(UNetDenoiser(), unet, space, tiny_inputs(unet))
+        assert model.unit
+        assert model.cost(space.ones()).item() == model.dense > 0
+        assert 0 <= model.floor < 1
+        smallest = Architecture.random(space, keep=0.0, seed=1)
+        assert abs(model.fraction(smallest.gates).item() - model.floor) <= 1e-6
+        gates = torch.rand(3, space.num_gates, dtype=torch.float64).requires_grad_()
+        cost = model.cost(gates)
+        assert cost.shape == (3,)
+        (slope,) = torch.autograd.grad(cost.sum(), gates)
+        assert slope.isfinite().all()
+        assert (slope >= 0).all(), "a gate that opens makes it cheaper"
+        gate = int(space.width_gates.nonzero()[0])
+        ends = torch.rand(space.num_gates, dtype=torch.float64).repeat(3, 1)
+        ends[:, gate] = torch.tensor([0.0, 0.5, 1.0])
+        low, middle, high = model.cost(ends).tolist()
+        assert abs(low + high - 2 * middle) <= 1e-9 * high, "cost is not linear in a width gate"
+
+
+def check_pruner(pruner: StaticPruner, targets: Sequence[float] = (0.9, 0.6)) -> None:
+    """Meets the budget within 1% or half a unit's cost, leaves the model alone, and refuses what is under the floor."""
+    unet = tiny_unet("sd2")
+    space = tiny_space(unet)
+    model = tiny_cost_model(unet, space)
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+
+    def losses() -> Iterator[Float[Tensor, ""]]:
+        for seed in range(4):
+            yield unet(**tiny_inputs(unet, 2, seed=seed)).sample.square().mean()
+
+    for target in targets:
+        pruned = pruner.prune(PrunerContext(unet, space, model, target, 0, losses))
+        gates = pruned.architecture.gates
+        cost = model.fraction(gates).item()
+        flipped = gates.repeat(space.num_gates, 1)
+        flipped.fill_diagonal_(0.0)
+        level = (cost - model.fraction(flipped)).abs().max().item()
+        assert abs(cost - target) <= max(0.01 * target, level / 2), f"cost {cost:.3f} for a budget of {target}"
+        for name, weight in (pruned.weights or {}).items():
+            assert weight.shape == before[name].shape, name
+    refusal = ""
+    try:
+        pruner.prune(PrunerContext(unet, space, model, model.floor / 2, 0, losses))
+    except RequestError as error:
+        refusal = str(error)
+    assert "floor" in refusal, f"a budget under the floor is not refused by naming it, but: {refusal!r}"
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items()), "weights were changed"

@@ -1,0 +1,119 @@
+"""Quiet, offline, single-threaded and repeatable."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["DIFFUSERS_VERBOSITY"] = "error"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from aptp.config import RunConfig
+    from aptp.core.record import Record
+
+settings.register_profile(
+    "aptp", max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("aptp")
+
+
+@pytest.fixture(autouse=True)
+def _repeatable():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole Stable Diffusion pipeline of random weights: 8 × 8 latents, 16 × 16 pictures."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+    from aptp.testing import tiny_unet
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(str(files("aptp") / "assets" / "tiny" / "tokenizer"))
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=16,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=tiny_unet("sd2", cross_attention_dim=16),
+        scheduler=DDIMScheduler(clip_sample=False, prediction_type="v_prediction", beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("model") / "sd"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its folder, its resolved configuration and its record."""
+
+    out: Path
+    config: RunConfig
+    record: Record
+
+
+@pytest.fixture(scope="session")
+def small_config(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of seconds: 3 experts of the random pipeline, the real data, encoder and metrics."""
+    from aptp.config import load_config
+    from aptp.host import default_host
+
+    flags = {
+        "model": str(sd_folder),
+        "data": {"name": "scenes", "train": 60, "validation": 20},
+        "budget": 0.7,
+        "experts": 3,
+        "prepare.cache": str(tmp_path_factory.mktemp("cache")),
+        "search": {"steps": 20, "batch": 8},
+        "recover": {"steps": 12, "batch": 8},
+        "evaluate": {"prompts": 12, "steps": 2, "batch": 6, "gallery": 1},
+        "compare": ["magnitude"],
+    }
+    return load_config(flags=flags).resolved(default_host())
+
+
+@pytest.fixture(scope="session")
+def finished(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """That run, done; read it, change nothing in it."""
+    from aptp.core.progress import Quiet
+    from aptp.harness import run
+    from aptp.host import default_host
+
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return Finished(out, small_config, run(small_config, out, host=default_host(), progress=Quiet()))

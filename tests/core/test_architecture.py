@@ -1,0 +1,156 @@
+"""Search spaces and architectures: places, order, files, thresholds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aptp.core.anatomy import Part
+from aptp.core.architecture import Architecture, SearchSpace, harden
+from aptp.core.errors import RequestError
+from aptp.testing import tiny_space, tiny_unet
+
+
+def space_of(*units: int) -> SearchSpace:
+    """0 units stand for a block, which the width sites after it are inside of."""
+    sites, block = [], ()
+    for index, count in enumerate(units):
+        if count == 0:
+            sites.append(Part(f"block{index}", "block", 1))
+            block = (f"block{index}",)
+        else:
+            sites.append(Part(f"site{index}", "resnet_channels", count, inside=block))
+    return SearchSpace(tuple(sites))
+
+
+spaces = st.lists(st.integers(0, 5), min_size=1, max_size=8).map(lambda units: space_of(*units))
+
+
+def test_places():
+    space = space_of(3, 0, 2)
+    assert space.num_gates == 6
+    assert space.slices == (slice(0, 3), slice(3, 4), slice(4, 6))
+    assert space.site_of_gate.tolist() == [0, 0, 0, 1, 2, 2]
+    assert space.width_gates.tolist() == [True] * 3 + [False] + [True] * 2
+    assert space.blocks_of_site == ((), (3,), (3,))
+    assert torch.equal(space.ones(), torch.ones(6))
+
+
+def test_an_empty_space_is_refused():
+    with pytest.raises(RequestError, match="nothing to gate"):
+        SearchSpace(())
+
+
+@pytest.mark.parametrize(("blocks", "order"), [(0, []), (1, [0]), (2, [1, 0]), (5, [4, 0, 3, 1, 2])])
+def test_depth_goes_from_the_outside_in(blocks, order):
+    assert space_of(*[0] * blocks, 2).depth_order.tolist() == order
+
+
+def test_the_real_depth_order_starts_at_both_ends_and_leaves_the_middle_to_last():
+    space = tiny_space(tiny_unet("sd2"))
+    paths = [space.sites[i].path for i in space.site_of_gate[space.depth_order].tolist()]
+    assert paths[0].startswith("up_blocks.1")
+    assert paths[1].startswith("down_blocks.0")
+    assert {paths[-1].split(".")[0], paths[-2].split(".")[0]} <= {"up_blocks", "down_blocks"}
+    assert paths[-1].split(".")[1] in "10"
+
+
+@given(space=spaces, seed=st.integers(0, 99))
+def test_features_are_the_paper_s_similarity(space, seed):
+    torch.manual_seed(seed)
+    gates = torch.rand(2, space.num_gates, dtype=torch.float64) + 0.1
+    rows = []
+    for row in gates:
+        vector, block = [], 1.0
+        for site, place in zip(space.sites, space.slices, strict=True):
+            if site.is_block:
+                block = row[place.start].item()
+                vector.append(block)
+            else:
+                vector += [gate * (block if site.inside else 1.0) / site.units**0.5 for gate in row[place].tolist()]
+        rows.append(torch.tensor(vector, dtype=torch.float64))
+    features = space.features(gates)
+    torch.testing.assert_close((features[0] * features[1]).sum(), torch.cosine_similarity(*rows, dim=0))
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(2, dtype=torch.float64))
+
+
+@given(space=spaces, keep=st.floats(0, 1), seed=st.integers(0, 99))
+def test_random_architectures_are_valid_seeded_and_saved(space, keep, seed, tmp_path_factory):
+    architecture = Architecture.random(space, keep, seed)
+    assert torch.equal(architecture.gates, Architecture.random(space, keep, seed).gates)
+    for site, kept in zip(space.sites, architecture.kept, strict=True):
+        assert kept or site.is_block
+    path = tmp_path_factory.mktemp("architecture") / "architecture.json"
+    architecture.save(path)
+    loaded = Architecture.load(path)
+    assert torch.equal(loaded.gates, architecture.gates)
+    assert loaded.space.sites == space.sites
+    assert loaded.space.signature == space.signature
+
+
+def test_keep_is_a_probability():
+    space = space_of(*[50] * 20)
+    assert Architecture.random(space, 1.0).gates.min() == 1
+    assert Architecture.random(space, 0.0).gates.sum() == 20
+    assert Architecture.random(space, 0.7).gates.mean().item() == pytest.approx(0.7, abs=0.05)
+    with pytest.raises(RequestError, match=r"1\.5"):
+        Architecture.random(space, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ([1.0, 1.0], "has 3 gates"),
+        ([0.5, 1.0, 1.0], "0 or 1"),
+        ([float("nan"), 1, 1], "0 or 1"),
+        ([0.0, 0.0, 1.0], "no unit"),
+    ],
+)
+def test_gates_that_are_no_architecture_are_refused(gates, message):
+    with pytest.raises(RequestError, match=message):
+        Architecture(space_of(2, 0), torch.tensor(gates))
+
+
+def test_signatures_tell_spaces_apart():
+    assert space_of(2, 0).signature == space_of(2, 0).signature
+    assert len({space_of(*units).signature for units in [(2, 0), (0, 2), (3, 0), (2,)]}) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": 1, "sites": [1], "kept": [[0]]}', '{"format": 2}'],
+)
+def test_files_that_are_no_architecture_are_refused(text, tmp_path):
+    path = tmp_path / "architecture.json"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=r"architecture\.json"):
+        Architecture.load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="nowhere"):
+        Architecture.load(tmp_path / "nowhere.json")
+
+
+def test_the_file_is_plain(tmp_path):
+    Architecture.dense(space_of(2, 0)).save(tmp_path / "a.json")
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert data["kept"] == [[0, 1], [0]]
+    assert [site["path"] for site in data["sites"]] == ["site0", "block1"]
+
+
+@given(space=spaces, threshold=st.floats(0, 1), seed=st.integers(0, 99))
+def test_hardening(space, threshold, seed):
+    torch.manual_seed(seed)
+    soft = torch.rand(3, space.num_gates)
+    hard = harden(space, soft, threshold)
+    for row, soft_row in zip(hard, soft, strict=True):
+        for site, place in zip(space.sites, space.slices, strict=True):
+            expected = (soft_row[place] >= threshold).float()
+            if not site.is_block and expected.sum() == 0:
+                expected[soft_row[place].argmax()] = 1.0
+            assert torch.equal(row[place], expected)

@@ -1,0 +1,127 @@
+"""Relaxation: never empty, depth from the inside out, straight-through, noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aptp.core.anatomy import Part
+from aptp.core.architecture import SearchSpace
+from aptp.core.options import RelaxationOptions
+from aptp.core.relaxation import Relaxation
+
+SPACE = SearchSpace(
+    tuple(
+        part
+        for i in range(5)
+        for part in (Part(f"b{i}", "block", 1), Part(f"b{i}.w", "attention_heads", 3, inside=(f"b{i}",)))
+    )
+)
+draws = {"seed": st.integers(0, 10**6), "scale": st.sampled_from([0.0, 1.0, 10.0, 1e4])}
+noises = st.sampled_from(["logistic", "gumbel"])
+
+
+def relaxation(**options) -> Relaxation:
+    return Relaxation(SPACE, RelaxationOptions(**options))
+
+
+def draw(seed: int, scale: float = 1.0, rows: int = 4) -> tuple[torch.Tensor, torch.Generator]:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(rows, SPACE.num_gates, generator=generator), generator
+
+
+@given(**draws, noise=noises, offset=st.floats(-5, 5))
+def test_no_width_site_goes_empty(seed, scale, noise, offset):
+    logits, generator = draw(seed, scale)
+    gates = relaxation(noise=noise, offset=offset).sample(logits, generator)
+    assert ((gates == 0) | (gates == 1)).all()
+    for site, place in zip(SPACE.sites, SPACE.slices, strict=True):
+        assert site.is_block or gates[:, place].sum(-1).min() >= 1
+
+
+@given(**draws, noise=noises, hard=st.booleans())
+def test_depth_goes_from_the_inside_out(seed, scale, noise, hard):
+    logits, generator = draw(seed, scale)
+    for gates in (
+        relaxation(noise=noise, hard=hard).sample(logits, generator),
+        relaxation(noise=noise).soft(logits),
+    ):
+        along = gates[:, SPACE.depth_order]
+        assert (along.diff(dim=-1) <= 0).all()
+
+
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1.0, 100.0, 1e6, 1e30]))
+def test_large_logits_are_safe(seed, scale):
+    logits, generator = draw(seed, scale)
+    logits.requires_grad_()
+    for gates in (relaxation().sample(logits, generator), relaxation().soft(logits)):
+        assert gates.isfinite().all()
+        (slope,) = torch.autograd.grad(gates.sum(), logits)
+        assert slope.isfinite().all()
+
+
+@given(seed=st.integers(0, 10**6))
+def test_straight_through_is_hard_in_value_and_soft_in_gradient(seed):
+    logits, _ = draw(seed)
+    logits.requires_grad_()
+    soft = relaxation().soft(logits)
+    hard = relaxation().straight_through(soft)
+    assert ((hard == 0) | (hard == 1)).all()
+    weight = torch.randn_like(soft)
+    for mine, expected in zip(
+        torch.autograd.grad((hard * weight).sum(), logits, retain_graph=True),
+        torch.autograd.grad((soft * weight).sum(), logits),
+        strict=True,
+    ):
+        assert torch.equal(mine, expected)
+
+
+def test_every_logit_learns():
+    logits, _ = draw(0)
+    logits.requires_grad_()
+    hard = relaxation().straight_through(relaxation().soft(logits))
+    (slope,) = torch.autograd.grad((hard * torch.randn(SPACE.num_gates)).sum(), logits)
+    assert (slope[:, SPACE.width_gates] != 0).all()
+    assert (slope[:, SPACE.depth_order] != 0).all()
+
+
+@pytest.mark.parametrize(("noise", "probability"), [("logistic", 0.5), ("gumbel", 1 - torch.e**-1)])
+def test_a_unit_at_its_threshold(noise, probability):
+    """Without offset a logit of 0 is at the threshold: one Gumbel turns it on 63% of the time, a logistic 50%."""
+    space = SearchSpace(tuple(Part(f"s{i}", "resnet_channels", 64) for i in range(50)))
+    made = Relaxation(space, RelaxationOptions(noise=noise, offset=0.0))
+    gates = made.sample(torch.zeros(20, space.num_gates), torch.Generator().manual_seed(0))
+    assert gates.mean().item() == pytest.approx(probability, abs=0.01)
+    assert (made.soft(torch.zeros(1, space.num_gates)) == 0.5).all()
+
+
+def test_width_follows_its_formula():
+    logits, _ = draw(1)
+    width = SPACE.width_gates
+    expected = torch.sigmoid((logits[:, width] + 2.0) / 0.4)
+    torch.testing.assert_close(relaxation(offset=2.0, temperature=0.4).soft(logits)[:, width], expected)
+
+
+def test_depth_follows_its_formula():
+    logits, _ = draw(2, rows=1)
+    order = SPACE.depth_order.tolist()
+    v = logits[0, order].double().softmax(0)
+    gates = relaxation(depth_offset=1.0, temperature=0.5).soft(logits)[0, order]
+    for place in range(1, len(order)):  # the outermost is at the clamp
+        q = v[: len(order) - place].sum()
+        assert gates[place].item() == pytest.approx(torch.sigmoid((q.logit() + 1.0) / 0.5).item(), rel=1e-4)
+    assert gates[0] > 0.999
+
+
+def test_soft_gates_draw_nothing_and_samples_follow_their_generator():
+    logits, _ = draw(3)
+    state = torch.get_rng_state()
+    assert torch.equal(relaxation().soft(logits), relaxation().soft(logits))
+    first, again, other = (
+        relaxation(hard=False).sample(logits, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)

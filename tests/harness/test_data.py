@@ -1,0 +1,144 @@
+"""The cache of encoded pictures and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from aptp.core.data import Sample
+from aptp.core.errors import RequestError
+from aptp.core.progress import Quiet
+from aptp.harness.data import Preparer, default_cache, fit
+from aptp.harness.workspace import Workspace
+
+
+class CountingEncoder:
+    """A prompt encoder that counts the texts it was given."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        self.texts += len(texts)
+        return torch.tensor([[len(text), 1.0] for text in texts])
+
+    def fingerprint(self) -> str:
+        return "counting"
+
+
+def picture(name: str, caption: str, opened: list[str], value: int = 200) -> Sample:
+    def open_it() -> Image.Image:
+        opened.append(name)
+        return Image.new("RGB", (20, 30), (value, 0, 0))
+
+    return Sample(name, caption, open_it)
+
+
+def broken(name: str, error: Exception) -> Sample:
+    def open_it() -> Image.Image:
+        raise error
+
+    return Sample(name, "nothing", open_it)
+
+
+@pytest.fixture
+def make(base: Workspace, tmp_path: Path) -> Callable[[], Preparer]:
+    return lambda: Preparer(base.pipeline, base.denoiser, CountingEncoder(), tmp_path / "cache", Quiet())
+
+
+def test_what_is_cached_is_not_encoded_again(make: Callable[[], Preparer]) -> None:
+    opened: list[str] = []
+    samples = [picture(f"{i}", f"caption {i % 2}", opened, 50 * i) for i in range(4)]
+    first, second = make(), make()
+    before = first.pictures(samples, "source", "training")
+    assert opened == ["0", "1", "2", "3"]
+    assert first.encoder.texts == 2, "captions are encoded once each"
+    after = second.pictures(samples, "source", "training")
+    assert opened == ["0", "1", "2", "3"]
+    assert second.encoder.texts == 0
+    assert torch.equal(before.latents, after.latents)
+    assert after.prompts().text == ["caption 0", "caption 1"] * 2
+    index = torch.tensor([3, 0])
+    assert torch.equal(
+        before.text_states(index)["encoder_hidden_states"], after.text_states(index)["encoder_hidden_states"]
+    )
+    second.pictures(samples, "another source", "training")
+    assert len(opened) == 8
+
+
+def test_latents_are_the_scaled_mode_of_the_vae(make: Callable[[], Preparer], base: Workspace) -> None:
+    pictures = make().pictures([picture("a", "red", [])], "source", "training")
+    vae = base.pipeline.vae
+    pixels = torch.tensor([200 / 127.5 - 1, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    expected = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    torch.testing.assert_close(pictures.latents, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_broken_pictures_are_skipped_and_listed(make: Callable[[], Preparer]) -> None:
+    samples = [
+        picture("good", "a", []),
+        broken("gone", FileNotFoundError("no such file")),
+        picture("fine", "b", []),
+        broken("odd", ValueError("bad header")),
+    ]
+    for _ in range(2):  # encoded, then read from the cache
+        preparer = make()
+        pictures = preparer.pictures(samples, "source", "training")
+        assert [sample.id for sample in pictures.samples] == ["good", "fine"]
+        assert len(pictures.latents) == len(pictures) == 2
+        assert preparer.skipped.keys() == {"gone", "odd"}
+        assert "no such file" in preparer.skipped["gone"]
+
+
+def test_none_left_is_refused(make: Callable[[], Preparer]) -> None:
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"none of the 2 training pictures can be read; the first: .*broken"):
+            make().pictures([broken(name, OSError("broken")) for name in "ab"], "source", "training")
+
+
+@pytest.mark.parametrize("kind", ["latents", "text", "embeds"])
+def test_a_damaged_cache_file_is_made_anew(make: Callable[[], Preparer], kind: str) -> None:
+    samples = [picture("a", "x", []), picture("b", "y", [], 10)]
+    whole = make().pictures(samples, "source", "training")
+    (file,) = make().cache.glob(f"{kind}-*.safetensors")
+    content = file.read_bytes()
+    for damage in (content[:-7], b""):
+        file.unlink()  # what was read before is still mapped
+        file.write_bytes(damage)
+        again = make().pictures(samples, "source", "training")
+        assert torch.equal(again.latents, whole.latents)
+        assert torch.equal(again.embeds, whole.embeds)
+
+
+def test_changed_weights_are_another_key(make: Callable[[], Preparer], base: Workspace) -> None:
+    opened: list[str] = []
+    samples = [picture("a", "x", opened)]
+    make().pictures(samples, "source", "training")
+    weight = base.pipeline.vae.encoder.conv_in.weight
+    kept = weight.clone()
+    try:
+        weight.mul_(2)
+        make().pictures(samples, "source", "training")
+    finally:
+        weight.copy_(kept)
+    assert len(opened) == 2
+
+
+def test_pictures_are_cropped_to_a_square() -> None:
+    wide = Image.new("RGB", (40, 20), "red")
+    wide.paste("blue", (10, 0, 30, 20))
+    fitted = fit(Sample("a", "x", lambda: wide), 10)
+    assert fitted.size == (10, 10)
+    assert all(blue > 230 for _, (_, _, blue) in fitted.getcolors()), "the red sides are gone"
+
+
+def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.delenv("APTP_CACHE", raising=False)
+    assert default_cache() == Path("/x/aptp")
+    monkeypatch.setenv("APTP_CACHE", "/y")
+    assert default_cache() == Path("/y")

@@ -1,0 +1,90 @@
+"""Generation and figures."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import aptp
+from aptp.harness.evaluate import Questions, draw_pictures, perplexity
+from aptp.harness.workspace import Workspace
+from aptp.pipeline import RoutedPipeline
+
+
+@pytest.fixture(scope="module")
+def pipe(finished) -> RoutedPipeline:
+    return aptp.load(finished.out, device="cpu")
+
+
+@given(st.integers(1, 8), st.integers(1, 20))
+def test_perplexity_of_even_use_is_the_number_of_experts(experts: int, each: int) -> None:
+    assert perplexity(torch.arange(experts).repeat(each), experts) == pytest.approx(experts)
+    assert perplexity(torch.zeros(each, dtype=torch.long), experts) == pytest.approx(1)
+
+
+def test_perplexity_of_uneven_use() -> None:
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert perplexity(torch.tensor([0, 0, 0, 2]), 3) == pytest.approx(math.exp(entropy))
+
+
+def test_questions_are_drawn_by_seed_alone(open_work) -> None:
+    first, second = (Questions.draw(open_work(router={"name": "constant"}, experts=1)) for _ in range(2))
+    other = Questions.draw(open_work(seed=1))
+    assert first.prompts == second.prompts != other.prompts
+    assert len(first.prompts) == len(set(first.index.tolist())) == 12
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
+
+
+def draw(work: Workspace, pipe: RoutedPipeline, folder: Path) -> None:
+    prompts = work.validation.prompts().text[:8]
+    draw_pictures(work, pipe, folder, prompts, list(range(8)), [0, 1, 2, -1, 0, 1, 0, 0])
+
+
+def test_pictures_are_drawn_once_and_the_same_after_an_interruption(
+    open_work, pipe: RoutedPipeline, tmp_path: Path
+) -> None:
+    work = open_work(evaluate={"batch": 1, "steps": 1})
+    draw(work, pipe, tmp_path / "whole")
+    whole = bits(tmp_path / "whole")
+    assert list(whole) == [f"{i:03d}.png" for i in range(8)]
+    times = [file.stat().st_mtime_ns for file in sorted((tmp_path / "whole").iterdir())]
+    draw(work, pipe, tmp_path / "whole")
+    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "whole").iterdir())] == times
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for missing in ("002.png", "006.png", "007.png"):
+        (tmp_path / "resumed" / missing).unlink()
+    draw(work, pipe, tmp_path / "resumed")
+    assert bits(tmp_path / "resumed") == whole
+
+
+def test_recorded_pictures_are_those_of_the_served_pipeline(finished, base: Workspace, pipe: RoutedPipeline) -> None:
+    """Who loads the run and asks for the same prompts with the same seeds gets the pictures that were measured."""
+    import numpy as np
+    from PIL import Image
+
+    questions = Questions.draw(base)
+    drawn = pipe(questions.prompts[:4], seed=questions.seeds[:4], num_inference_steps=2, guidance_scale=3.0)
+    for place, image in enumerate(drawn.images):
+        kept = Image.open(finished.out / f"samples/contrastive+sinkhorn/{place:03d}.png")
+        assert np.abs(np.asarray(kept).astype(int) - np.asarray(image).astype(int)).max() <= 1
+
+
+def test_figures_of_routing_agree_with_one_another(finished) -> None:
+    routing, experts = finished.record.routing, finished.record.experts
+    assert 1 <= routing["perplexity"] <= 3
+    assert sum(routing["load"]) == pytest.approx(1)
+    costs = torch.tensor([expert.fraction for expert in experts])
+    assert routing["mean_cost"] == pytest.approx(float(torch.tensor(routing["load"]) @ costs))
+    counts = torch.tensor([list(counts.values()) for counts in routing["kinds"].values()])
+    assert (counts.sum(0) / counts.sum()).tolist() == pytest.approx(routing["load"])
+    for kind, row in zip(routing["kinds"], counts, strict=True):
+        assert routing["mean_cost_of_kind"][kind] == pytest.approx(float(row / row.sum() @ costs))

@@ -1,0 +1,49 @@
+"""The dry run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aptp.config import RunConfig
+from aptp.core.errors import RequestError
+from aptp.harness import plan
+from aptp.host import default_host
+
+
+def changed(config: RunConfig, **changes: object) -> RunConfig:
+    return RunConfig.model_validate(config.model_dump() | changes).resolved(default_host())
+
+
+def test_tells_the_stages_and_leaves_no_file(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    planned = plan(small_config, default_host())
+    assert not list(tmp_path.iterdir())
+    assert [stage.name for stage in planned.stages] == ["prepare", "search", "recover", "generate"]
+    assert all(stage.seconds > 0 for stage in planned.stages)
+    assert planned.disk_mb > 1
+    assert planned.memory_mb > 1
+    work = {stage.name: stage.what for stage in planned.stages}
+    assert "80 pictures" in work["prepare"]
+    assert "20 steps for 3 experts" in work["search"]
+
+
+def test_a_static_run_has_no_search(small_config: RunConfig) -> None:
+    planned = plan(changed(small_config, pruner="magnitude"), default_host())
+    assert [stage.name for stage in planned.stages] == ["prepare", "recover", "generate"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": "macs:0.01"}, "under the floor"),
+        ({"experts": 1000}, "1000 experts are more than the 60 training prompts"),
+        ({"model": "nowhere"}, "unknown model 'nowhere'"),
+    ],
+)
+def test_refuses_what_a_run_would(small_config: RunConfig, changes: dict, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        plan(changed(small_config, **changes), default_host())

@@ -1,0 +1,190 @@
+"""A run from its configuration to its report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import aptp
+from aptp.config import RunConfig
+from aptp.core.architecture import Architecture
+from aptp.core.calibration import expected_cost
+from aptp.core.errors import RequestError
+from aptp.core.progress import Quiet
+from aptp.core.record import Record
+from aptp.harness import run
+from aptp.harness.workspace import Workspace
+from aptp.host import default_host
+
+
+def again(config: RunConfig, out: Path, resume: bool = False) -> Record:
+    return run(config, out, resume=resume, host=default_host(), progress=Quiet())
+
+
+def gates(out: Path) -> torch.Tensor:
+    return torch.stack([Architecture.load(f).gates for f in sorted(out.glob("experts/*/architecture.json"))])
+
+
+def test_leaves_every_artifact(finished) -> None:
+    assert finished.record.status == "done"
+    assert finished.record.error is None
+    assert Record.load(finished.out / "record.json") == finished.record
+    assert (finished.out / "config.yaml").read_text() == finished.config.to_yaml()
+    for name in ("router/router.json", "router/router.safetensors", "router/space.json", "report.html"):
+        assert (finished.out / name).is_file(), name
+    for folder in ("real", "dense", "contrastive+sinkhorn"):
+        assert len(list((finished.out / "samples" / folder).glob("*.png"))) == 12
+    static = finished.out / "baselines" / "magnitude"
+    assert Record.load(static / "record.json").status == "done"
+    assert len(list((static / "samples" / "magnitude").glob("*.png"))) == 12
+    assert not list(finished.out.rglob(".*")), "a temporary file was left"
+
+
+def test_writes_no_format_that_runs_code(finished) -> None:
+    kinds = {file.suffix for file in finished.out.rglob("*") if file.is_file()}
+    assert kinds <= {".yaml", ".json", ".jsonl", ".safetensors", ".png", ".html"}
+
+
+def test_logs_have_a_line_a_step(finished) -> None:
+    def lines(name: str) -> list[dict]:
+        return [json.loads(line) for line in (finished.out / name).read_text().splitlines()]
+
+    assert [line["step"] for line in lines("logs/search.jsonl")] == list(range(20))
+    for name in ("logs/recover.jsonl", "baselines/magnitude/logs/recover.jsonl"):
+        assert [line["step"] for line in lines(name)] == list(range(12))
+    assert [line["phase"] for line in lines("logs/recover.jsonl")] == ["joint"] * 6 + ["own"] * 6
+
+
+def test_experts_are_stock_models_of_the_recorded_size(finished) -> None:
+    kept = gates(finished.out)
+    assert len(kept) == 3
+    assert len(kept.unique(dim=0)) == 3
+    for expert in finished.record.experts:
+        model = aptp.load_expert(finished.out / "experts" / f"{expert.index:02d}")
+        assert type(model).__name__ == "UNet2DConditionModel"
+        assert sum(parameter.numel() for parameter in model.parameters()) == expert.parameters
+        assert expert.cost == pytest.approx(expert.fraction * finished.record.budget.dense)
+
+
+def test_gallery_names_pictures_that_are_there(finished) -> None:
+    gallery = json.loads((finished.out / "gallery/gallery.json").read_text())
+    names = ["real", "dense", "expert 0", "expert 1", "expert 2", "magnitude"]
+    assert [column["name"] for column in gallery["columns"]] == names
+    for column in gallery["columns"]:
+        assert len(list((finished.out / column["folder"]).glob("*.png"))) == len(gallery["prompts"])
+    kinds = [prompt["kind"] for prompt in gallery["prompts"]]
+    assert len(kinds) == len(set(kinds)) >= 4, "one prompt of each kind that was evaluated"
+
+
+def test_meets_the_budget_on_training_prompts(finished, base: Workspace) -> None:
+    budget, kept = finished.record.budget, gates(finished.out)
+    load = torch.tensor([expert.training_load for expert in finished.record.experts]).double()
+    expected = expected_cost(base.cost_model, kept, load)
+    assert budget.expected == pytest.approx(expected)
+    level = 0.0
+    for index, row in enumerate(kept):
+        flipped = (row - torch.eye(len(row))).abs()
+        jumps = base.cost_model.fraction(flipped) - base.cost_model.fraction(row)
+        level = max(level, float(jumps.abs().max() * load[index]))
+    assert abs(expected - budget.target) <= max(0.01 * budget.target, level / 2)
+    assert load.sum() == pytest.approx(1)
+    assert sum(expert.validation_load for expert in finished.record.experts) == pytest.approx(1)
+
+
+def test_rows_are_comparable(finished) -> None:
+    dense, routed, static = finished.record.results
+    assert [row.name for row in finished.record.results] == ["dense", "contrastive+sinkhorn", "magnitude"]
+    assert routed.training_steps == static.training_steps == finished.config.recover.steps
+    assert set(dense.metrics) == set(routed.metrics) == set(static.metrics) != set()
+    floors = {name: value for name, value in dense.metrics.items() if name.endswith(("_floor", "_real"))}
+    assert floors.items() <= routed.metrics.items()
+    for row in (routed, static):
+        assert row.fraction < 1
+        assert row.macs < dense.macs
+        assert row.parameters < dense.parameters
+        assert row.peak_memory_mb < dense.peak_memory_mb
+        assert row.teacher_error > dense.teacher_error == 0
+        assert (finished.out / row.samples).is_dir()
+
+
+def test_says_that_the_search_ended_far_from_the_target(finished) -> None:
+    uncalibrated = finished.record.budget.uncalibrated
+    assert abs(uncalibrated / 0.7 - 1) > 0.05
+    assert [text for text in finished.record.warnings if f"ended at {uncalibrated:.3f}" in text]
+
+
+def test_refuses_a_directory_that_is_not_its_own(finished, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="belongs to another configuration"):
+        again(finished.config.model_copy(update={"seed": 1}), finished.out, resume=True)
+    with pytest.raises(RequestError, match="add --resume"):
+        again(finished.config, finished.out)
+    foreign = tmp_path / "notes"
+    foreign.mkdir()
+    (foreign / "todo.txt").write_text("buy milk")
+    with pytest.raises(RequestError, match="not empty and no run directory"):
+        again(finished.config, foreign)
+    with pytest.raises(RequestError, match="no run directory"):
+        again(finished.config, foreign / "todo.txt")
+    assert [file.name for file in foreign.iterdir()] == ["todo.txt"]
+
+
+@pytest.mark.parametrize("file", ["record.json", "config.yaml"])
+def test_a_damaged_directory_is_one_sentence(finished, tmp_path: Path, file: str) -> None:
+    shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "*.safetensors"))
+    text = (tmp_path / "run" / file).read_text()
+    (tmp_path / "run" / file).write_text(text[: len(text) // 2] + " [")
+    with pytest.raises(RequestError) as caught:
+        again(finished.config, tmp_path / "run", resume=True)
+    assert str(tmp_path / "run") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_is_not_done_twice(finished) -> None:
+    files = [file for file in finished.out.rglob("*") if file.is_file() and file.name != "report.html"]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    start = time.monotonic()
+    assert again(finished.config, finished.out, resume=True) == finished.record
+    assert time.monotonic() - start < 10
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": "macs:0.05"}, "under the floor"),
+        ({"experts": 61}, "61 experts are more than the 60 training prompts"),
+        ({"experts": 3, "prepare": {"train": 2}}, "3 experts are more than the 2 training prompts"),
+        ({"compare": ["random", "random"]}, "'random' more than once"),
+        ({"router": "constant"}, "serves one expert, not 3"),
+    ],
+)
+def test_refuses_before_any_work(finished, tmp_path: Path, changes: dict, words: str) -> None:
+    config = RunConfig.model_validate(finished.config.model_dump() | changes).resolved(default_host())
+    with pytest.raises(RequestError, match=words):
+        again(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pruner_makes_its_run_static(small_config: RunConfig) -> None:
+    asked = {"pruner": "magnitude", "compare": ["magnitude", "random"]}
+    config = RunConfig.model_validate(small_config.model_dump() | asked).settled()
+    assert (config.experts, config.router.name, config.balancer.name) == (1, "constant", "none")
+    assert [pruner.name for pruner in config.compare] == ["random"]
+    assert config.settled() == config
+
+
+def test_a_failed_run_says_so(small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("aptp.harness.run"), "_prepare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        again(small_config, tmp_path / "run")
+    record = Record.load(tmp_path / "run/record.json")
+    assert (record.status, record.error) == ("failed", "KeyboardInterrupt: ")

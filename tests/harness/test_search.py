@@ -1,0 +1,60 @@
+"""The search: codes near the budget, and calibrated onto it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from aptp.core.router import serve
+from aptp.harness.search import search
+from aptp.harness.workspace import Workspace
+
+LEARNED = {"name": "constant"}
+
+
+def costs(work: Workspace) -> list[float]:
+    return [json.loads(line)["cost"] for line in work.path("logs/search.jsonl").read_text().splitlines()]
+
+
+def test_the_cost_of_the_steps_nears_the_target(open_work) -> None:
+    only = {"denoising": 0.0, "distillation": 0.0, "blocks": 0.0}
+    settings = {"steps": 40, "batch": 2, "rate": 0.1, "spread": 0.0, "weights": only}
+    work = open_work(experts=1, router=LEARNED, balancer="none", search=settings, budget=0.6)
+    answer = search(work)
+    spent = costs(work)
+    assert spent[0] > 0.75
+    assert sum(spent[-10:]) / 10 == pytest.approx(0.6, abs=0.06)
+    assert answer.uncalibrated == pytest.approx(0.6, abs=0.1)
+    assert answer.expected == pytest.approx(0.6, rel=0.01)
+
+
+def test_experts_are_the_thresholded_codes_as_they_are_served(open_work) -> None:
+    work = open_work(search={"steps": 5, "batch": 8})
+    answer = search(work)
+    codes = work.router.codes()
+    hard = (codes >= answer.threshold).float()
+    kept = torch.stack([architecture.gates for architecture in answer.architectures])
+    assert ((kept - hard) >= 0).all(), "only a unit that a site needs is added"
+    assert (kept - hard).sum() <= len(answer.architectures) * len(work.space.sites)
+    route = serve(work.scores(work.train), answer.bias)
+    assert torch.equal(answer.load, route.bincount(minlength=3).double() / len(route))
+    assert answer.load.max() <= 0.4, "the bias spreads the training prompts"
+    assert answer.expected == pytest.approx(float((work.cost_model.fraction(kept) * answer.load).sum()))
+
+
+def test_the_denoiser_does_not_change(open_work) -> None:
+    work = open_work(search={"steps": 2, "batch": 4})
+    before = {name: value.clone() for name, value in work.dense.state_dict().items()}
+    search(work)
+    assert all(torch.equal(before[name], value) for name, value in work.dense.state_dict().items())
+    assert all(parameter.grad is None for parameter in work.dense.parameters())
+
+
+def test_a_static_pruner_needs_no_step(open_work) -> None:
+    work = open_work(experts=1, router=LEARNED, balancer="none", pruner="magnitude")
+    answer = search(work)
+    assert len(answer.architectures) == 1
+    assert answer.expected == pytest.approx(0.7, rel=0.03)
+    assert not work.path("logs/search.jsonl").exists()

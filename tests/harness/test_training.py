@@ -1,0 +1,148 @@
+"""Batches, randomness by step, logs and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from aptp.core.errors import RequestError
+from aptp.harness.training import Checkpoint, Log, batch_index, generator_for, linear_decay, train
+
+
+@given(count=st.integers(1, 50), batch=st.integers(1, 70), epochs=st.integers(1, 3))
+def test_every_epoch_has_every_example_once(count: int, batch: int, epochs: int) -> None:
+    steps = -(-count * epochs // batch)
+    index = torch.cat([batch_index(count, batch, step, 0, "x") for step in range(steps)])
+    assert len(index) == steps * batch
+    for epoch in index[: count * epochs].view(epochs, count):
+        assert sorted(epoch.tolist()) == list(range(count))
+
+
+def test_epochs_and_stages_have_orders_of_their_own() -> None:
+    first, second = batch_index(40, 80, 0, 0, "search").view(2, 40)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, batch_index(40, 40, 0, 0, "recover"))
+    assert not torch.equal(first, batch_index(40, 40, 0, 1, "search"))
+    assert torch.equal(first, batch_index(40, 40, 0, 0, "search"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("ab"), st.integers(0, 99)), min_size=2, unique=True))
+def test_generators_depend_on_their_whole_key(keys: list[tuple]) -> None:
+    drawn = [tuple(torch.rand(4, generator=generator_for(*key)).tolist()) for key in keys]
+    assert len(set(drawn)) == len(keys)
+    assert drawn[0] == tuple(torch.rand(4, generator=generator_for(*keys[0])).tolist())
+
+
+def test_draws_of_neighbouring_steps_are_unrelated() -> None:
+    draws = torch.stack([torch.randn(2000, generator=generator_for(0, "search", step)) for step in range(4)])
+    assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.1
+
+
+def test_log_keeps_what_was_done_and_goes_on(tmp_path: Path) -> None:
+    log = Log(tmp_path / "logs/x.jsonl")
+    for step in range(5):
+        log.write(step=step, loss=step / 3)
+    resumed = Log(tmp_path / "logs/x.jsonl", start=3)
+    assert [line["step"] for line in resumed.kept] == [0, 1, 2]
+    assert resumed.kept[1]["loss"] == 0.333333
+    resumed.write(step=3, loss=9.0)
+    assert [line["loss"] for line in Log(tmp_path / "logs/x.jsonl", start=9).kept] == [0.0, 0.333333, 0.666667, 9.0]
+
+
+def trained(seed: int, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    module = nn.ModuleDict({"a": nn.Linear(3, 2), "later": nn.Linear(3, 2)})
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module["a"](torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def test_checkpoint_gives_back_module_and_optimizer(tmp_path: Path) -> None:
+    """Also with parameters that have had no gradient, like a router's codes during its warm-up."""
+    module, optimizer = trained(0, 4)
+    Checkpoint(tmp_path / "c.safetensors", module, optimizer).save(4)
+    other, fresh = trained(1, 0)
+    assert Checkpoint(tmp_path / "c.safetensors", other, fresh).restore() == 4
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert before.keys() == after.keys() == {0, 1}
+    assert all(torch.equal(before[i][key], after[i][key]) for i in before for key in before[i])
+
+
+def test_no_checkpoint_is_step_zero(tmp_path: Path) -> None:
+    assert Checkpoint(tmp_path / "none.safetensors", *trained(0, 0)).restore() == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_one_sentence(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "search.safetensors"
+    Checkpoint(path, *trained(0, 2)).save(2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(RequestError, match=r"checkpoint '.*search\.safetensors' is damaged") as caught:
+        Checkpoint(path, *trained(0, 0)).restore()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "search.safetensors"
+    Checkpoint(path, *trained(0, 2)).save(2)
+    other = nn.Linear(5, 5)
+    with pytest.raises(RequestError, match=r"search\.safetensors' is damaged") as caught:
+        Checkpoint(path, other, torch.optim.AdamW(other.parameters())).restore()
+    assert "\n" not in str(caught.value)
+
+
+def fit(folder: Path, module: nn.Module, stop: int | None = None) -> list[float]:
+    """Ten steps towards zero; `stop` interrupts before that step."""
+    losses: list[float] = []
+
+    def step_loss(step: int) -> dict[str, torch.Tensor]:
+        if step == stop:
+            raise KeyboardInterrupt
+        noise = torch.randn(4, 3, generator=generator_for(0, step))
+        return {"loss": module(noise).square().mean()}
+
+    train(
+        steps=10,
+        module=module,
+        rate=0.1,
+        checkpoint=folder / "c.safetensors",
+        log=folder / "log.jsonl",
+        step_loss=step_loss,
+        observe=lambda step, values: losses.append(round(values["loss"], 6)),
+    )
+    return losses
+
+
+def test_a_resumed_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SECONDS", 0.0)
+    whole, resumed = nn.Linear(3, 2), nn.Linear(3, 2)
+    resumed.load_state_dict(whole.state_dict())
+    losses = fit(tmp_path / "whole", whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "resumed", resumed, stop=6)
+    other = nn.Linear(3, 2)
+    assert fit(tmp_path / "resumed", other) == losses
+    assert torch.equal(whole.weight, other.weight)
+    assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "resumed/log.jsonl").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    module = nn.Linear(3, 2)
+    nn.init.constant_(module.weight, torch.inf)
+    with pytest.raises(FloatingPointError, match="step 0 is"):
+        fit(tmp_path, module)
+
+
+def test_rate_falls_linearly() -> None:
+    assert [linear_decay(4)(step) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]

@@ -96,6 +96,7 @@ def small_config(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     flags = {
         "model": str(sd_folder),
         "data": {"name": "scenes", "train": 60, "validation": 20},
+        "encoder": {"name": "minilm", "max_tokens": 24},
         "budget": 0.7,
         "experts": 3,
         "prepare.cache": str(tmp_path_factory.mktemp("cache")),

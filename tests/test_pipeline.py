@@ -45,9 +45,9 @@ def test_a_route_is_a_function_of_the_prompt_alone(pipe: RoutedPipeline, prompts
     together = {route.prompt: route for route in pipe.route(prompts)}
     assert len({route.expert for route in together.values()}) == 3
     shuffled = random.Random(1).sample(prompts, len(prompts))
-    sevens = [route for start in range(0, 210, 7) for route in pipe.route(shuffled[start : start + 7])]
+    sevens = [route for start in range(0, 140, 7) for route in pipe.route(shuffled[start : start + 7])]
     alone = [pipe.route([prompt])[0] for prompt in shuffled[-60:]]
-    for route in [*pipe.route(shuffled), *sevens, *alone]:
+    for route in [*pipe.route(shuffled[:400]), *sevens, *alone]:
         assert route.expert == together[route.prompt].expert, route.prompt
         assert route.margin == pytest.approx(together[route.prompt].margin, abs=1e-5)
 

@@ -51,7 +51,7 @@ class Expert(_Part):
     training_load: float
     validation_load: float | None = None
     kept: dict[str, list[int]]
-    """Site path → [units kept, units]."""
+    """`path:kind` of a site → [units kept, units]."""
 
 
 class Result(_Part):

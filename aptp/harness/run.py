@@ -153,7 +153,7 @@ def _prepare(work: Workspace) -> None:
         "skipped": skipped,
     }
     if skipped:
-        work.warn(f"{len(skipped)} pictures were skipped; the first: {next(iter(skipped.values()))}.")
+        work.warn(f"pictures skipped: {len(skipped)}; the first: {next(iter(skipped.values()))}.")
 
 
 def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
@@ -219,7 +219,7 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
             parameters=int(parameters.cost(architecture.gates)),
             training_load=float(found.load[index]),
             validation_load=record.routing["load"][index],
-            kept={s.path: [len(k), s.units] for s, k in zip(work.space.sites, architecture.kept, strict=True)},
+            kept={f"{s.path}:{s.kind}": [len(k), s.units] for s, k in zip(work.space.sites, architecture.kept, strict=True)},
         )
         for index, architecture in enumerate(found.architectures)
     ]

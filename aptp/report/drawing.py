@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ LOAD = matplotlib.colors.LinearSegmentedColormap.from_list("load", ["#f3f5f8", B
 """Of the share of prompts."""
 WIDTH = 11.0
 """Inches of the page's column."""
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.parse_math": False,  # names come from users and may hold dollar signs
@@ -39,6 +40,7 @@ STYLE = {
     "ytick.major.size": 0,
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
+    "figure.constrained_layout.h_pad": 0.09,
     "svg.hashsalt": "aptp",
 }
 

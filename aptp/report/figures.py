@@ -97,7 +97,6 @@ def search_picture(log: Log, target: float | None, warmup: int) -> Picture:
                 _target_line(axes, target)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        figure.get_layout_engine().set(h_pad=0.09, w_pad=0.09)
 
     costs = [line["cost"] for line in log if "cost" in line]
     course = f" from {number(costs[0])} to {number(costs[-1])} of dense" if costs else ""

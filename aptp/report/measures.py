@@ -95,9 +95,10 @@ def _is_companion(name: str, names: Sequence[str]) -> bool:
 
 def _metric(name: str, names: Sequence[str]) -> Measure:
     family = next((f for f in FAMILIES if name == f or name.startswith(f + "_")), None)
+    less: bool | None = True if f"{name}_floor" in names else False if f"{name}_real" in names else None
+    label, detail = name.replace("_", " "), ""
     if family:
         label, less = FAMILIES[family]
         features = name.removeprefix(family).strip("_")
-        return Measure(name, label, f"{features} features" if features else "", less, lambda r: r.metrics.get(name))
-    less = True if f"{name}_floor" in names else False if f"{name}_real" in names else None
-    return Measure(name, name.replace("_", " "), "", less, lambda r: r.metrics.get(name))
+        detail = f"{features} features" if features else ""
+    return Measure(name, label, detail, less, lambda result: result.metrics.get(name))

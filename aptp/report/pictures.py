@@ -73,8 +73,8 @@ def _embedded(path: Path) -> tuple[str, int]:
         side = max(picture.size)
         if side <= SMALL:
             return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), side
-        picture = picture.convert("RGB")
-    picture.thumbnail((LARGEST, LARGEST))
+        smaller = picture.convert("RGB")
+    smaller.thumbnail((LARGEST, LARGEST))
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=88)
+    smaller.save(file, format="JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), side

@@ -89,9 +89,14 @@ def judge(pictures: list[np.ndarray], scenes: list[Scene], captions: list[str], 
 
 
 def generate(pipeline: StableDiffusionPipeline, captions: list[str], steps: int, guidance: float) -> list[np.ndarray]:
-    sources = [torch.Generator().manual_seed(SEED + index) for index in range(len(captions))]
-    images = pipeline(captions, generator=sources, num_inference_steps=steps, guidance_scale=guidance).images
-    return [np.asarray(image).astype(float) for image in images]
+    """Pictures of captions, ten at a time, each from its own seed."""
+    pictures = []
+    for start in range(0, len(captions), 10):
+        some = captions[start : start + 10]
+        sources = [torch.Generator().manual_seed(SEED + start + index) for index in range(len(some))]
+        images = pipeline(some, generator=sources, num_inference_steps=steps, guidance_scale=guidance).images
+        pictures += [np.asarray(image).astype(float) for image in images]
+    return pictures
 
 
 @torch.no_grad()
@@ -107,6 +112,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--out", type=Path, required=True, help="the contact sheet: generated above real, a row a kind")
+    parser.add_argument("--brief", action="store_true", help="leave out the autoencoded pictures")
     parser.add_argument("--note", default="", help="kept with the figures in the log")
     args = parser.parse_args()
     pipeline = StableDiffusionPipeline.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
@@ -120,7 +126,9 @@ def main() -> None:
         captions = [sample.caption for sample in samples]
         real = [np.asarray(sample.open()).astype(float) for sample in samples]
         made = generate(pipeline, captions, args.steps, args.guidance)
-        sources = {"generated": made, "autoencoded": through_vae(pipeline, real), "real": real}
+        sources = {"generated": made, "real": real}
+        if not args.brief:
+            sources["autoencoded"] = through_vae(pipeline, real)
         for name, pictures in sources.items():
             figures = judge(pictures, scenes, captions, evaluator)
             settings = {"each": args.each, "steps": args.steps, "guidance": args.guidance, "note": args.note}

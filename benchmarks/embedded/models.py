@@ -63,12 +63,10 @@ def scheduler() -> DDIMScheduler:
 
 
 def trained_vae(work: Path) -> AutoencoderKL:
-    """The trained autoencoder, with the refined decoder where there is one (before any training: a fresh one)."""
+    """The autoencoder of the last checkpoint; before any training, a fresh one."""
     vae = autoencoder()
-    for name in ("decoder.pt", "vae.pt"):
-        if (work / name).exists():
-            vae.load_state_dict(torch.load(work / name, weights_only=True)["model"])
-            break
+    if (work / "vae.pt").exists():
+        vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["model"])
     return vae.eval().requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +31,8 @@ def base(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> W
     out = tmp_path_factory.mktemp("base")
     work = Workspace.open(small_config, out, default_host(), Quiet(), record)
     source = work.dataset.fingerprint()
-    work.train = work.preparer.pictures(work.dataset.samples("train"), source, "training")
-    work.validation = work.preparer.pictures(work.dataset.samples("validation"), source, "held-out")
+    work.train = work.preparer.pictures(work.chosen.train, source, "training")
+    work.validation = work.preparer.pictures(work.chosen.validation, source, "held-out")
     return work
 
 
@@ -41,8 +42,7 @@ def open_work(base: Workspace, tmp_path: Path) -> OpenWork:
 
     def make(out: str = "run", **changes: object) -> Workspace:
         config = RunConfig.model_validate(_merged(base.config.model_dump(), changes)).resolved(base.host)
-        record = base.record.model_copy(deep=True)
-        work = Workspace(config, tmp_path / out, base.host, Quiet(), record, base.device, base.pipeline, base.dataset)
+        work = dataclasses.replace(base, config=config, out=tmp_path / out, record=base.record.model_copy(deep=True))
         work.train, work.validation = base.train, base.validation
         return work
 

@@ -6,12 +6,10 @@ a shade of colour, the phrasing) comes from the random source that `caption` and
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, Self
-from zlib import crc32
 
 from PIL import Image, ImageChops
 
@@ -28,10 +26,9 @@ from ._drawing import (
     shape_mask,
     word_mask,
 )
+from ._scene import Scene
 
 WORDS = ("STOP", "OPEN", "EXIT", "TAXI", "CAFE", "LOVE", "FISH", "JAZZ", "KING", "ZERO")
-HELD_OUT = 8
-"""One combination in this many is kept for validation."""
 
 
 def _a(noun: str) -> str:
@@ -46,46 +43,6 @@ def _shade(colour: str, rng: Random) -> RGB:
 
 def _near(value: float, rng: Random, by: float = 0.012) -> float:
     return value + rng.uniform(-by, by)
-
-
-@dataclass(frozen=True)
-class Scene(ABC):
-    """One combination of attributes of a kind; the fields are the attributes, `vocabulary` their possible values."""
-
-    kind: ClassVar[str]
-    vocabulary: ClassVar[dict[str, tuple[str, ...]]]
-
-    @classmethod
-    def random(cls, rng: Random) -> Self:
-        """A combination that can be told in its picture."""
-        while True:
-            scene = cls(**{name: rng.choice(values) for name, values in cls.vocabulary.items()})
-            if scene.visible():
-                return scene
-
-    @abstractmethod
-    def visible(self) -> bool:
-        """Whether the picture shows every attribute (no red on red)."""
-
-    @abstractmethod
-    def caption(self, rng: Random) -> str:
-        """A sentence that names every attribute."""
-
-    @abstractmethod
-    def draw(self, rng: Random) -> Image.Image:
-        """The picture, RGB, 64 × 64."""
-
-    def held_out(self) -> bool:
-        """Whether this combination is kept for validation: a hash of its attributes decides, whatever the seed."""
-        return crc32("/".join((self.kind, *astuple(self))).encode()) % HELD_OUT == 0
-
-    def neighbours(self) -> Iterator[Self]:
-        """Every visible scene that differs from this one in exactly one attribute."""
-        for name, values in self.vocabulary.items():
-            for value in values:
-                other = replace(self, **{name: value})
-                if other != self and other.visible():
-                    yield other
 
 
 _NAMES = tuple(COLOURS)

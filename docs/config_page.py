@@ -67,13 +67,6 @@ MEANINGS = {
     "evaluate.guidance": "scale of classifier-free guidance",
     "evaluate.batch": "pictures drawn at a time",
     **{f"{stage}.weights.{term}": text for stage in ("search", "recover") for term, text in WEIGHTS.items()},
-    "balancer entropy.weight": "of the penalty",
-    "dataset scenes.seed": "of the scenes",
-    "dataset scenes.train": "number of training pictures",
-    "dataset scenes.validation": "number of held-out pictures",
-    "dataset imagefolder.path": "the folder",
-    "encoder sentence-transformers.revision": "branch, tag or commit on the hub",
-    "encoder clip.revision": "branch, tag or commit on the hub",
 }
 """The meaning of options whose models give none."""
 

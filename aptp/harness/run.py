@@ -219,7 +219,10 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
             parameters=int(parameters.cost(architecture.gates)),
             training_load=float(found.load[index]),
             validation_load=record.routing["load"][index],
-            kept={f"{s.path}:{s.kind}": [len(k), s.units] for s, k in zip(work.space.sites, architecture.kept, strict=True)},
+            kept={
+                f"{s.path}:{s.kind}": [len(k), s.units]
+                for s, k in zip(work.space.sites, architecture.kept, strict=True)
+            },
         )
         for index, architecture in enumerate(found.architectures)
     ]

@@ -38,7 +38,7 @@ class SinkhornOptions(Options):
 class EntropyOptions(Options):
     """The entropy penalty."""
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="of the penalty")
     temperature: float = Field(0.05, gt=0, description="of the softmax over scores")
 
 
@@ -62,7 +62,7 @@ class HubOptions(Options):
     """A model in a local folder or on the hub."""
 
     model: str = Field(description="local folder or hub name")
-    revision: str | None = None
+    revision: str | None = Field(None, description="of the hub repository; its default branch if not given")
     max_tokens: int = Field(64, gt=0, description="every text is padded or cut to this length")
 
 

@@ -83,5 +83,7 @@ def test_router_runs_to_the_end(aptp: Run, tmp_path: Path) -> None:
     assert record["status"] == "done"
     assert record["config"]["router"] == {"name": "length", "spread": 1.0, "noise": 0.1}
     assert (out / "report.html").is_file()
-    routed = json.loads(aptp("route", str(out), "a dot", "a very long prompt of many words indeed", "--json").stdout)
+    routed = json.loads(
+        aptp("route", str(out), "a dot", "a prompt that goes " + "on and " * 10 + "on", "--json").stdout
+    )
     assert [route["expert"] for route in routed] == [0, 1]

@@ -42,7 +42,7 @@ class ImageFolder(CaptionedDataset):
     class Options(Options):
         """Where the pictures are, and how many are kept for validation."""
 
-        path: str
+        path: str = Field(description="folder of the pictures and their metadata")
         validation: float = Field(0.1, gt=0, lt=1, description="share for validation if there is no folder for it")
 
     def __init__(self, options: Options) -> None:

@@ -36,9 +36,9 @@ class Scenes(CaptionedDataset):
 
         model_config = ConfigDict(extra="forbid")
 
-        seed: int = 0
-        train: int = Field(6000, ge=1)
-        validation: int = Field(1000, ge=1)
+        seed: int = Field(0, description="of the scenes")
+        train: int = Field(6000, ge=1, description="number of training samples")
+        validation: int = Field(1000, ge=1, description="number of validation samples")
 
     def __init__(self, options: Options) -> None:
         self.options = options

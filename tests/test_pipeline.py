@@ -41,6 +41,7 @@ def one_sentence(error: BaseException) -> bool:
     return str(error) != "" and "\n" not in str(error)
 
 
+@pytest.mark.slow
 def test_a_route_is_a_function_of_the_prompt_alone(pipe: RoutedPipeline, prompts: list[str]) -> None:
     together = {route.prompt: route for route in pipe.route(prompts)}
     assert len({route.expert for route in together.values()}) == 3

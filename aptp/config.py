@@ -96,7 +96,7 @@ class AdaptOptions(Options):
 class SearchOptions(Options):
     """The search for codes; weights of the denoiser are frozen."""
 
-    steps: int = Field(120, gt=0)
+    steps: int = Field(80, gt=0)
     batch: int = Field(32, gt=0)
     rate: float = Field(0.05, gt=0, description="of AdamW, decayed linearly to zero")
     weights: Weights = Weights()
@@ -107,7 +107,7 @@ class SearchOptions(Options):
 class RecoverOptions(Options):
     """Fine-tuning of the experts with the dense teacher."""
 
-    steps: int = Field(200, ge=0, description="in all, shared by the experts")
+    steps: int = Field(100, ge=0, description="in all, shared by the experts")
     joint: float = Field(
         0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
     )
@@ -120,7 +120,7 @@ class RecoverOptions(Options):
 class EvaluateOptions(Options):
     """Generation and evaluation on held-out prompts."""
 
-    prompts: int = Field(160, ge=4)
+    prompts: int = Field(120, ge=4)
     steps: int = Field(15, gt=0, description="sampling steps")
     guidance: float = Field(3.0, ge=0)
     batch: int = Field(40, gt=0)

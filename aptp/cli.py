@@ -35,7 +35,7 @@ def main() -> None:
     """Run the command that the arguments name; leaves the process with its exit status.
 
     OpenMP's threads are told to sleep while they wait, unless the environment says otherwise: where other work shares
-    the cores, threads that spin for one another make a step many times slower.
+    the cores, threads that spin for one another can make a step many times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -37,7 +37,7 @@ class Relaxation:
         """Gates for training: noisy, and hard with straight-through gradients unless `hard` is off.
 
         `progress` is the share of the search that is done; where the options anneal, the noise falls with it to none,
-        so that the search ends on the codes that are served, at the cost it was trained to.
+        so that the search ends on the codes that are served.
         """
         noise = self._noise(logits, generator) * (1 - progress if self.options.anneal else 1)
         soft = self._gates(logits, noise)

@@ -43,16 +43,22 @@ class SinkhornBalancer(Balancer):
         everyone = distributed.gather(scores.detach())
         weights = distributed.gather(prompt_weights) if prompt_weights is not None else torch.ones_like(everyone[:, 0])
         shares = expert_marginals if expert_marginals is not None else torch.ones_like(everyone[0])
-        plan = self._plan(_shares(weights), _shares(shares), -everyone.double())
+        plan, _ = self._plan(_shares(weights), _shares(shares), -everyone.double())
         mine = distributed.own(plan)
         best = mine >= mine.max(-1, keepdim=True).values * (1 - _EQUAL)
         index = scores.detach().masked_fill(~best, -torch.inf).argmax(-1)
         return Assignment(index, scores.new_zeros(()), mine.to(scores.dtype))
 
-    def _plan(self, rows: Tensor, columns: Tensor, cost: Float[Tensor, "batch experts"]) -> Tensor:
+    def _plan(
+        self, rows: Float[Tensor, "batch"], columns: Float[Tensor, "experts"], cost: Float[Tensor, "batch experts"]
+    ) -> tuple[Float[Tensor, "batch experts"], Float[Tensor, "experts"]]:
+        """The plan, and the codes' dual prices: a row's masses are in the order of its prices less its costs."""
+        if 1 in cost.shape:  # there is but one plan, which the exact solver would call infeasible
+            return rows[:, None] * columns, torch.zeros_like(columns)
         if cost.max() - cost.min() > _EXACT * self.options.epsilon:
-            return ot.emd(rows, columns, cost, numItermax=_PIVOTS)
-        return ot.sinkhorn(
+            plan, log = ot.emd(rows, columns, cost, numItermax=_PIVOTS, log=True)
+            return plan, log["v"]
+        plan, log = ot.sinkhorn(
             rows,
             columns,
             cost,
@@ -61,16 +67,18 @@ class SinkhornBalancer(Balancer):
             numItermax=self.options.iterations,
             stopThr=self.options.tolerance,
             warn=False,
+            log=True,
         )
+        return plan, self.options.epsilon * log["log_v"]
 
     def serving_bias(self, scores: Float[Tensor, "prompts experts"]) -> Float[Tensor, "experts"]:
-        """The codes' dual prices of exact transport with even shares: what a plan adds to the scores before its argmax.
+        """The codes' dual prices in the plan of all the given prompts: what it adds to the scores before its argmax.
 
-        Served with them, the given prompts spread evenly over the experts.
+        Served with them, a prompt gets the code that training would give it in a batch like the whole of the data: of
+        a smoothed plan, whose largest masses are not quite evenly spread, just as much as of a sharp one.
         """
         cost = -scores.detach().double()
-        even = _shares(torch.ones_like(cost[:, 0])), _shares(torch.ones_like(cost[0]))
-        prices = ot.emd(*even, cost, numItermax=_PIVOTS, log=True)[1]["v"]
+        _, prices = self._plan(_shares(torch.ones_like(cost[:, 0])), _shares(torch.ones_like(cost[0])), cost)
         return prices - prices.mean()
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from aptp.core.metric import GenerationBatch
 from aptp.core.record import Result
 from aptp.core.router import serve
 from aptp.harness.data import fit
-from aptp.harness.measure import latency_ms, peak_memory_mb
+from aptp.harness.measure import latencies_ms, peak_memory_mb
 from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
@@ -35,12 +36,14 @@ class Questions:
     samples: Sequence[Sample]
     index: Int[Tensor, "prompts"]
     """Their places in the validation split."""
+    real: Path
+    """The folder of their real pictures, as `000.png`, …"""
 
     @classmethod
     def draw(cls, work: Workspace) -> Questions:
         order = torch.randperm(len(work.validation), generator=generator_for(work.config.seed, "evaluation"))
         index = order[: work.config.evaluate.prompts]
-        return cls([work.validation.samples[i] for i in index], index)
+        return cls([work.validation.samples[i] for i in index], index, work.path("samples/real"))
 
     @property
     def prompts(self) -> list[str]:
@@ -92,14 +95,12 @@ def save_picture(image: Image.Image, path: Path) -> None:
 def save_real(work: Workspace, questions: Questions) -> None:
     """The real pictures of the evaluation prompts."""
     for place, sample in enumerate(questions.samples):
-        path = work.path(f"samples/real/{place:03d}.png")
+        path = questions.real / f"{place:03d}.png"
         if not path.exists():
             save_picture(fit(sample, work.preparer.latent_size * work.pipeline.vae_scale_factor), path)
 
 
-def metrics_of(
-    work: Workspace, folder: Path, real: Path, questions: Questions, experts: Sequence[int]
-) -> dict[str, float]:
+def metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Sequence[int]) -> dict[str, float]:
     """Every configured metric over the pictures in `folder`."""
     metrics = [make(work.host, "metric", choice) for choice in work.config.metrics]
     figures: dict[str, float] = {}
@@ -110,7 +111,7 @@ def metrics_of(
             batch = GenerationBatch(
                 _pictures(folder, places),
                 [questions.prompts[i] for i in places],
-                _pictures(real, places),
+                _pictures(questions.real, places),
                 torch.tensor([experts[i] for i in places]),
             )
             for metric in metrics:
@@ -139,10 +140,9 @@ def dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) ->
         parameters=work.cost_by("params").dense,
         training_steps=0,
         training_seconds=0.0,
-        latency_ms=latency_ms(work.denoiser, work.dense, *size),
         peak_memory_mb=peak_memory_mb(work.denoiser, work.dense, *size),
         teacher_error=0.0,
-        metrics=metrics_of(work, folder, work.path("samples/real"), questions, experts),
+        metrics=metrics_of(work, folder, questions, experts),
         samples="samples/dense",
     )
 
@@ -153,7 +153,6 @@ def method_result(
     questions: Questions,
     name: str,
     route: Int[Tensor, "validation"],
-    real: Path,
     steps: int,
     seconds: float,
 ) -> Result:
@@ -175,12 +174,26 @@ def method_result(
         parameters=float((work.cost_by("params").cost(gates) * share).sum()),
         training_steps=steps,
         training_seconds=seconds,
-        latency_ms=mean(lambda i: latency_ms(work.denoiser, pipe.expert(i), *size)),
         peak_memory_mb=mean(lambda i: peak_memory_mb(work.denoiser, pipe.expert(i), *size)),
         teacher_error=teacher_error(work, pipe, route),
-        metrics=metrics_of(work, folder, real, questions, experts),
+        metrics=metrics_of(work, folder, questions, experts),
         samples=f"samples/{name}",
     )
+
+
+def measure_latency(work: Workspace, rows: Sequence[tuple[Result, RoutedPipeline, Sequence[int]]]) -> None:
+    """Fill in the latency of every row, all models of the run taking turns.
+
+    Args:
+        rows: a method's figures, its pipeline, and the expert of each evaluation prompt (−1 is the dense model).
+    """
+    models = {}
+    for _, pipe, experts in rows:
+        models |= {(pipe.run, i): work.dense if i < 0 else pipe.expert(i) for i in set(experts)}
+    times = latencies_ms(work.denoiser, list(models.values()), work.sample_size, work.text_tokens)
+    of = dict(zip(models, times, strict=True))
+    for result, pipe, experts in rows:
+        result.latency_ms = fmean(of[pipe.run, i] for i in experts)
 
 
 @torch.no_grad()
@@ -248,7 +261,7 @@ def draw_gallery(
     samples = [questions.samples[i] for i in chosen]
     columns: list[dict] = [{"name": "real", "folder": "gallery/real"}]
     for place, i in enumerate(chosen):
-        save_picture(Image.open(work.path(f"samples/real/{i:03d}.png")), work.path(f"gallery/real/{place:03d}.png"))
+        save_picture(Image.open(questions.real / f"{i:03d}.png"), work.path(f"gallery/real/{place:03d}.png"))
     models = [("dense", "dense", pipe, -1)]
     models += [(f"expert {k}", f"expert-{k:02d}", pipe, k) for k in range(len(pipe.bundle.fractions))]
     models += [(name, name, other, 0) for name, other in others.items()]

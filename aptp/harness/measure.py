@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,21 +15,27 @@ from torch.utils._pytree import tree_leaves
 from aptp.core.denoiser import Denoiser
 
 BATCH = 8
-REPEATS = 5
+ROUNDS = 9
 
 
 @torch.no_grad()
-def latency_ms(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tokens: int) -> float:
-    """Median wall time of a call on a batch of 8, in milliseconds."""
-    inputs = _inputs(denoiser, module, sample_size, text_tokens)
-    times = []
-    for _ in range(REPEATS + 1):  # the first warms up
-        start = time.perf_counter()
-        module(**inputs)
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[1:])
+def latencies_ms(denoiser: Denoiser, modules: Sequence[nn.Module], sample_size: int, text_tokens: int) -> list[float]:
+    """Median wall time of a call on a batch of 8 of each module, in milliseconds.
+
+    The modules take turns, so that what else the machine does meanwhile slows all of them alike.
+    """
+    inputs = [_inputs(denoiser, module, sample_size, text_tokens) for module in modules]
+    rounds = []
+    for _ in range(ROUNDS + 1):  # the first warms up
+        times = []
+        for module, own in zip(modules, inputs, strict=True):
+            start = time.perf_counter()
+            module(**own)
+            if module.device.type == "cuda":
+                torch.cuda.synchronize(module.device)
+            times.append(time.perf_counter() - start)
+        rounds.append(times)
+    return [1000 * statistics.median(times) for times in zip(*rounds[1:], strict=True)]
 
 
 @torch.no_grad()

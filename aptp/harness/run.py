@@ -55,7 +55,8 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progr
         RequestError: before any long work, if the request cannot be carried out or `out` belongs to another one.
     """
     config = config.settled()
-    record = _claim(config, out, resume)
+    check_folder(config, out, resume)
+    record = _record(config, out)
     if record.status == "done":
         write_report(out)
         return record
@@ -78,8 +79,8 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progr
     return record
 
 
-def _claim(config: RunConfig, out: Path, resume: bool) -> Record:
-    """Make `out` this run's, or refuse it. A record that is there goes on."""
+def check_folder(config: RunConfig, out: Path, resume: bool) -> None:
+    """Raise `RequestError` where `out` cannot be the run directory of a settled configuration; changes nothing."""
     file = out / "config.yaml"
     if file.exists():
         if file.read_text(encoding="utf-8") != config.to_yaml():
@@ -88,6 +89,10 @@ def _claim(config: RunConfig, out: Path, resume: bool) -> Record:
             raise RequestError(f"run directory {str(out)!r} holds this run already; add --resume to go on with it.")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{str(out)!r} is not empty and no run directory; choose another --out.")
+
+
+def _record(config: RunConfig, out: Path) -> Record:
+    """The record of the run in `out`, which goes on, or a new one."""
     if (out / "record.json").exists():
         return Record.load(out / "record.json")
     versions = {"python": platform.python_version()}
@@ -111,20 +116,27 @@ def _stages(work: Workspace) -> None:
     questions = evaluate.Questions.draw(work)
     pipe, route = _method(work)
     evaluate.save_real(work, questions)
-    record.results = []
     with _timed(work, "evaluate"):
-        record.results.append(evaluate.dense_result(work, pipe, questions))
-        record.results.append(_result(work, pipe, questions, route, work.path("samples/real")))
-    others = {}
+        dense = evaluate.dense_result(work, pipe, questions)
+        rows = [(dense, pipe, [-1] * len(questions.samples)), _row(work, pipe, questions, route)]
+    statics, others = [], {}
     for choice in config.compare:
         static = work.beside(config.static(choice), work.path(f"baselines/{choice.name}"))
         others[choice.name], constant = _method(static)
         with _timed(static, "evaluate"):
-            result = _result(static, others[choice.name], questions, constant, work.path("samples/real"))
+            rows.append(_row(static, others[choice.name], questions, constant))
+        statics.append(static)
+    with _timed(work, "latency"):
+        evaluate.measure_latency(work, rows)
+    results = [result for result, _, _ in rows]
+    for static, result in zip(statics, results[2:], strict=True):
         static.record.results = [result]
         static.record.status, static.record.finished = "done", _now()
         static.record.save(static.path("record.json"))
-        record.results.append(result.model_copy(update={"samples": f"baselines/{choice.name}/{result.samples}"}))
+    record.results = results[:2] + [
+        result.model_copy(update={"samples": f"baselines/{choice.name}/{result.samples}"})
+        for choice, result in zip(config.compare, results[2:], strict=True)
+    ]
     with _timed(work, "gallery"):
         evaluate.draw_gallery(work, pipe, questions, route, others)
 
@@ -235,11 +247,15 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         work.warn(f"the budget is {target:g}, and {found.expected:.3f} the nearest level that these gates have.")
 
 
-def _result(work: Workspace, pipe: RoutedPipeline, questions: evaluate.Questions, route: Tensor, real: Path) -> Result:
+def _row(
+    work: Workspace, pipe: RoutedPipeline, questions: evaluate.Questions, route: Tensor
+) -> tuple[Result, RoutedPipeline, list[int]]:
+    """A method's figures, all but its latency, with its pipeline and the expert of each evaluation prompt."""
     config, seconds = work.config, work.record.seconds
     name = config.pruner.name if config.pruner else f"{config.router.name}+{config.balancer.name}"
     spent = seconds["search"] + seconds["recover"]
-    return evaluate.method_result(work, pipe, questions, name, route, real, config.recover.steps, spent)
+    result = evaluate.method_result(work, pipe, questions, name, route, config.recover.steps, spent)
+    return result, pipe, route[questions.index].tolist()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class Harness:
                 raise self.failure
         return "the record"
 
-    def plan(self, config: RunConfig, host: Any) -> SimpleNamespace:
+    def plan(self, config: RunConfig, out: Path, *, resume: bool = False, host: Any) -> SimpleNamespace:
         self.config = config
         if self.failure:
             raise self.failure

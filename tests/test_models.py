@@ -82,10 +82,10 @@ def test_a_damaged_pipeline_is_refused_in_one_sentence(model: Path, name: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_pipeline_without_a_denoiser_is_refused(model: Path, small_config) -> None:
+def test_a_pipeline_without_a_denoiser_is_refused(model: Path, small_config, tmp_path: Path) -> None:
     without("unet", model)
     with pytest.raises(RequestError, match="unet"):
-        plan(small_config.model_copy(update={"model": str(model)}), default_host())
+        plan(small_config.model_copy(update={"model": str(model)}), tmp_path / "run", host=default_host())
 
 
 def test_fingerprints_know_weights_and_shapes() -> None:

@@ -90,7 +90,7 @@ def run(
 
         if dry_run:
             with checking():
-                plan = harness.plan(resolved, host)
+                plan = harness.plan(resolved, folder, resume=resume, host=host)
             _show_plan(plan, folder)
             return
         record = harness.run(resolved, folder, resume=resume, host=host, progress=Terminal())

@@ -14,6 +14,7 @@ from aptp.config import RunConfig
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.harness.measure import peak_memory_mb
+from aptp.harness.run import check_folder
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 
@@ -39,8 +40,13 @@ class Plan:
     memory_mb: float
 
 
-def plan(config: RunConfig, host: Host) -> Plan:
-    """Check a resolved configuration and estimate its stages. Raises `RequestError` exactly where a run would."""
+def plan(config: RunConfig, out: Path, *, resume: bool = False, host: Host) -> Plan:
+    """Check a resolved configuration for the directory `out` and estimate its stages; `out` is left as it is.
+
+    Raises:
+        RequestError: exactly where a run would.
+    """
+    check_folder(config.settled(), out, resume)
     with tempfile.TemporaryDirectory() as folder:
         record = Record(started="", config={}, versions={}, hardware={})
         work = Workspace.open(config.settled(), Path(folder), host, Quiet(), record)

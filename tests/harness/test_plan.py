@@ -20,7 +20,7 @@ def test_tells_the_stages_and_leaves_no_file(
     small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    planned = plan(small_config, default_host())
+    planned = plan(small_config, tmp_path / "run", host=default_host())
     assert not list(tmp_path.iterdir())
     assert [stage.name for stage in planned.stages] == ["prepare", "search", "recover", "generate"]
     assert all(stage.seconds > 0 for stage in planned.stages)
@@ -31,8 +31,8 @@ def test_tells_the_stages_and_leaves_no_file(
     assert "20 steps for 3 experts" in work["search"]
 
 
-def test_a_static_run_has_no_search(small_config: RunConfig) -> None:
-    planned = plan(changed(small_config, pruner="magnitude"), default_host())
+def test_a_static_run_has_no_search(small_config: RunConfig, tmp_path: Path) -> None:
+    planned = plan(changed(small_config, pruner="magnitude"), tmp_path / "run", host=default_host())
     assert [stage.name for stage in planned.stages] == ["prepare", "recover", "generate"]
 
 
@@ -44,6 +44,15 @@ def test_a_static_run_has_no_search(small_config: RunConfig) -> None:
         ({"model": "nowhere"}, "unknown model 'nowhere'"),
     ],
 )
-def test_refuses_what_a_run_would(small_config: RunConfig, changes: dict, words: str) -> None:
+def test_refuses_what_a_run_would(small_config: RunConfig, tmp_path: Path, changes: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        plan(changed(small_config, **changes), default_host())
+        plan(changed(small_config, **changes), tmp_path / "run", host=default_host())
+
+
+def test_refuses_a_folder_that_a_run_would(small_config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").write_text("not a run")
+    with pytest.raises(RequestError, match="not empty and no run directory"):
+        plan(small_config, tmp_path, host=default_host())
+    (tmp_path / "config.yaml").write_text(changed(small_config, seed=7).to_yaml())
+    with pytest.raises(RequestError, match="belongs to another configuration"):
+        plan(small_config, tmp_path, resume=True, host=default_host())

@@ -19,6 +19,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
     from aptp.config import RunConfig
     from aptp.core.record import Record
 
@@ -35,25 +37,32 @@ def _repeatable():
 
 
 @pytest.fixture(scope="session")
-def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_tokenizer() -> CLIPTokenizer:
+    """The embedded model's."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(files("aptp") / "assets" / "tiny" / "tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def sd_folder(small_tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole Stable Diffusion pipeline of random weights: 8 × 8 latents, 16 × 16 pictures."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     from aptp.testing import tiny_unet
 
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(str(files("aptp") / "assets" / "tiny" / "tokenizer"))
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(small_tokenizer),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=small_tokenizer.model_max_length,
+        bos_token_id=small_tokenizer.bos_token_id,
+        eos_token_id=small_tokenizer.eos_token_id,
+        pad_token_id=small_tokenizer.pad_token_id,
     )
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -66,7 +75,7 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
+        tokenizer=small_tokenizer,
         unet=tiny_unet("sd2", cross_attention_dim=16),
         scheduler=DDIMScheduler(clip_sample=False, prediction_type="v_prediction", beta_schedule="scaled_linear"),
         safety_checker=None,

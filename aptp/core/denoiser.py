@@ -51,6 +51,10 @@ class Denoiser(ABC):
     def encode_text(self, pipeline: DiffusionPipeline, prompts: Sequence[str], sample_size: int) -> dict[str, Tensor]:
         """The text states of prompts, by the names that `predict` passes on; batch first."""
 
+    def unconditional(self, pipeline: DiffusionPipeline, sample_size: int) -> dict[str, Tensor]:
+        """One row of text states: what the pipeline itself puts beside a prompt under classifier-free guidance."""
+        return self.encode_text(pipeline, [""], sample_size)
+
     @abstractmethod
     def predict(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from aptp.core.data import Sample
 from aptp.core.objective import weighted_mse
-from aptp.harness.training import batch_index, generator_for, train
+from aptp.harness.training import batch_index, generator_for, train, with_dropout
 from aptp.harness.workspace import Workspace
 from aptp.models import load_pipeline
 from aptp.pipeline import ADAPTED
@@ -35,9 +34,9 @@ def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
     def step_loss(step: int) -> dict[str, Tensor]:
         index = batch_index(len(samples), options.batch, step, config.seed, "adapt")
         generator = generator_for(config.seed, "adapt", step)
-        dropped = torch.rand(len(index), generator=generator) < dropout
-        captions = ["" if drop else samples[i].caption for i, drop in zip(index, dropped, strict=True)]
-        text = work.denoiser.encode_text(work.pipeline, captions, work.sample_size)
+        text = work.denoiser.encode_text(work.pipeline, [samples[i].caption for i in index], work.sample_size)
+        nothing = work.denoiser.unconditional(work.pipeline, work.sample_size)
+        text = with_dropout(text, nothing, dropout, generator)
         example = work.noiser(latents[index], text, generator)
         prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
         return {"loss": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}

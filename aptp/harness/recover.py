@@ -22,7 +22,7 @@ from aptp.core.gates import gated
 from aptp.core.router import serve
 from aptp.core.slicing import load_expert, save_expert, slice
 from aptp.harness.search import Found
-from aptp.harness.training import Taught, batch_index, generator_for, train
+from aptp.harness.training import Taught, batch_index, generator_for, train, with_dropout
 from aptp.harness.workspace import Workspace
 
 
@@ -100,13 +100,14 @@ def _train(
     gates: Float[Tensor, "pictures gates"] | None = None,
 ) -> None:
     options, seed = work.config.recover, work.config.seed
-    nothing = work.preparer.text([""], "empty")
+    with torch.no_grad():
+        nothing = work.denoiser.unconditional(work.pipeline, work.sample_size)
 
     def step_loss(step: int) -> dict[str, Tensor]:
         own = batch_index(len(pictures), options.batch, step, seed, "recover", name)
         index = pictures[own]
         generator = generator_for(seed, "recover", name, step)
-        text = _with_dropout(work.train.text_states(index), nothing, options.caption_dropout, generator)
+        text = with_dropout(work.train.text_states(index), nothing, options.caption_dropout, generator)
         example = work.noiser(work.train.latents[index], text, generator)
         taught: Taught = work.distiller.teach(example)
         with _gating(work, student, None if gates is None else gates[index].to(work.device)):
@@ -128,17 +129,6 @@ def _train(
 
 def _gating(work: Workspace, student: nn.Module, gates: Tensor | None) -> AbstractContextManager[Any]:
     return nullcontext() if gates is None else gated(student, work.space, gates)
-
-
-def _with_dropout(
-    text: dict[str, Tensor], nothing: dict[str, Tensor], probability: float, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Captions dropped at random, so that an expert keeps its unconditional branch for classifier-free guidance."""
-    dropped = torch.rand(len(next(iter(text.values()))), generator=generator) < probability
-    return {
-        name: torch.where(dropped.view(-1, *[1] * (states.ndim - 1)), nothing[name].to(states), states)
-        for name, states in text.items()
-    }
 
 
 def _shared_out(steps: int, load: Float[Tensor, "experts"]) -> list[int]:

@@ -100,6 +100,19 @@ class Distiller:
         return Taught(answer, outputs)
 
 
+def with_dropout(
+    text: TextStates, nothing: TextStates, probability: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Captions dropped at random for `nothing`: a model keeps its unconditional branch for classifier-free guidance."""
+    dropped = torch.rand(len(next(iter(text.values()))), generator=generator) < probability
+    return {
+        name: torch.where(
+            dropped.to(states.device).view(-1, *[1] * (states.ndim - 1)), nothing[name].to(states), states
+        )
+        for name, states in text.items()
+    }
+
+
 class Log:
     """One JSON object a step; a resumed stage keeps the first `start` lines (`kept`) and goes on from there."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.slicing import load_expert, slice
-from aptp.harness.recover import _shared_out, _with_dropout, make_experts, recover
+from aptp.harness.recover import _shared_out, make_experts, recover
 from aptp.harness.search import Found
 from aptp.harness.workspace import Workspace
 from aptp.plugins.routers.contrastive import ContrastiveRouter
@@ -50,17 +50,6 @@ def send_all_to(work: Workspace, expert: int) -> torch.Tensor:
     bias = torch.zeros(work.config.experts).double()
     bias[expert] = 1e6
     return bias
-
-
-def test_captions_are_dropped_as_often_as_asked() -> None:
-    text, nothing = {"a": torch.ones(4000, 3, 2)}, {"a": torch.zeros(1, 3, 2)}
-    mixed = _with_dropout(text, nothing, 0.1, torch.Generator().manual_seed(0))["a"]
-    rows = mixed.flatten(1)
-    assert ((rows == 0).all(1) | (rows == 1).all(1)).all(), "a caption is dropped as a whole"
-    assert 0.08 < float((rows == 0).all(1).float().mean()) < 0.12
-    for probability in (0.0, 1.0):
-        same = _with_dropout(text, nothing, probability, torch.Generator().manual_seed(0))["a"]
-        assert (same == 1 - probability).all()
 
 
 def test_an_expert_starts_as_a_true_slice(open_work) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aptp.core.errors import RequestError
-from aptp.harness.training import Checkpoint, Log, batch_index, generator_for, linear_decay, train
+from aptp.harness.training import Checkpoint, Log, batch_index, generator_for, linear_decay, train, with_dropout
 
 
 @given(count=st.integers(1, 50), batch=st.integers(1, 70), epochs=st.integers(1, 3))
@@ -146,3 +146,14 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
 
 def test_rate_falls_linearly() -> None:
     assert [linear_decay(4)(step) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+
+
+def test_captions_are_dropped_as_often_as_asked() -> None:
+    text, nothing = {"a": torch.ones(4000, 3, 2)}, {"a": torch.zeros(1, 3, 2)}
+    mixed = with_dropout(text, nothing, 0.1, torch.Generator().manual_seed(0))["a"]
+    rows = mixed.flatten(1)
+    assert ((rows == 0).all(1) | (rows == 1).all(1)).all(), "a caption is dropped as a whole"
+    assert 0.08 < float((rows == 0).all(1).float().mean()) < 0.12
+    for probability in (0.0, 1.0):
+        same = with_dropout(text, nothing, probability, torch.Generator().manual_seed(0))["a"]
+        assert (same == 1 - probability).all()

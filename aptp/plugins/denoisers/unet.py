@@ -80,6 +80,12 @@ class UNetDenoiser(Denoiser):
         time_ids = torch.tensor([[size, size, 0.0, 0.0, size, size]], dtype=hidden.dtype, device=hidden.device)
         return {"encoder_hidden_states": hidden, "text_embeds": pooled, "time_ids": time_ids.repeat(len(hidden), 1)}
 
+    def unconditional(self, pipeline: DiffusionPipeline, sample_size: int) -> dict[str, Tensor]:
+        text = self.encode_text(pipeline, [""], sample_size)
+        if not pipeline.config.get("force_zeros_for_empty_prompt", False):
+            return text
+        return {name: states if name == "time_ids" else torch.zeros_like(states) for name, states in text.items()}
+
     def predict(self, module: nn.Module, latents: Tensor, timesteps: Tensor, text: TextStates) -> Tensor:
         added = {name: value for name, value in text.items() if name != "encoder_hidden_states"}
         return module(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from aptp.core.errors import RequestError
 from aptp.plugins.denoisers.unet import UNetDenoiser
@@ -111,3 +112,34 @@ def test_u_nets_of_other_families_are_refused(down, up):
     )
     with pytest.raises(RequestError, match="Attention"):
         DENOISER.anatomy(unet)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_without_a_caption_xl_is_conditioned_as_its_own_pipeline_does_under_guidance(zeros, small_tokenizer):
+    config = CLIPTextConfig(
+        vocab_size=len(small_tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        max_position_embeddings=small_tokenizer.model_max_length,
+        projection_dim=8,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=None,
+        text_encoder=CLIPTextModel(config),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=small_tokenizer,
+        tokenizer_2=small_tokenizer,
+        unet=tiny_unet("sdxl"),
+        scheduler=None,
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    )
+    with torch.no_grad():
+        mine = DENOISER.unconditional(pipeline, 8)
+        _, hidden, _, pooled = pipeline.encode_prompt("a red star", device="cpu", do_classifier_free_guidance=True)
+    assert torch.equal(mine["encoder_hidden_states"], hidden)
+    assert torch.equal(mine["text_embeds"], pooled)
+    assert bool((hidden == 0).all()) is zeros
+    assert mine["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]]

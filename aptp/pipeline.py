@@ -184,6 +184,7 @@ def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> 
     homes = [run, run.parent.parent] if run.parent.name == "baselines" else [run]
     model = next((str(home / ADAPTED) for home in homes if (home / ADAPTED).is_dir()), bundle.model)
     base = load_pipeline(model, device_of(device))
+    bundle.encoder.to(base.device)
     if pipeline_fingerprint(base) != bundle.model_fingerprint:
         raise RequestError(f"model {model!r} is not what {str(run)!r} was pruned from: its weights have changed.")
     return RoutedPipeline(run, bundle, base)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel
 from torch import Tensor
@@ -18,6 +19,10 @@ class PromptEncoder(ABC):
 
     @abstractmethod
     def __init__(self, options: BaseModel) -> None: ...
+
+    def to(self, device: torch.device) -> Self:
+        """The encoder itself, working on `device` from now on; one that has no device to choose stays as it is."""
+        return self
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "batch embed"]:

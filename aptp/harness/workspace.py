@@ -129,7 +129,7 @@ class Workspace:
     @cached_property
     def preparer(self) -> Preparer:
         cache = Path(self.config.prepare.cache) if self.config.prepare.cache else default_cache()
-        encoder = make(self.host, "encoder", self.config.encoder)
+        encoder = make(self.host, "encoder", self.config.encoder).to(self.device)
         return Preparer(self.pipeline, self.denoiser, encoder, cache, self.progress)
 
     @cached_property

@@ -143,6 +143,7 @@ def _check_restoring(router: Router, fresh: Router, context: RouterContext) -> N
 def check_encoder(encoder: PromptEncoder) -> None:
     """Unit-length float32 rows on the CPU that depend on their own text alone; a fingerprint; long texts are cut."""
     texts = ["a red star", "the word STOP", "", "a " * 500, "a red star"]
+    assert encoder.to(torch.device("cpu")) is encoder
     together = encoder.encode(texts)
     assert together.shape[0] == len(texts)
     assert together.dtype == torch.float32

@@ -29,10 +29,17 @@ class FixedLengthSentences:
             raise RequestError(f"encoder {name!r} holds pickled weights, which are not read: give {RIGHT}.")
         with loading("encoder", name, RIGHT):
             self.model = SentenceTransformer(
-                str(folder), local_files_only=True, model_kwargs={"use_safetensors": True, "dtype": torch.float32}
+                str(folder),
+                local_files_only=True,
+                device="cpu",
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
             )
         self.folder = folder
         self.tokens = fixed_length(max_tokens, self.model.max_seq_length or max_tokens)
+
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        self.model.to(device)
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "batch embed"]:
         """Unit-length embeddings on the CPU, in float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +44,11 @@ class ClipTextEncoder(PromptEncoder):
                 raise ValueError(f"its model type is {config.model_type!r}")
             self.tokenizer = load_tokenizer(self.folder)
             self.model = load_complete(CLIPTextModelWithProjection, self.folder, config=text)
-        self.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.tokens = fixed_length(options.max_tokens, text.max_position_embeddings)
+
+    def to(self, device: torch.device) -> Self:
+        self.model.to(device)
+        return self
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "batch embed"]:

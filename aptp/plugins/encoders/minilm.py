@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -37,6 +39,10 @@ class MiniLM(PromptEncoder):
 
     def __init__(self, options: MiniLMOptions) -> None:
         self._sentences = FixedLengthSentences("minilm", package_folder(), options.max_tokens)
+
+    def to(self, device: torch.device) -> Self:
+        self._sentences.to(device)
+        return self
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "batch embed"]:
         return self._sentences.encode(texts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,6 +28,10 @@ class SentenceEncoder(PromptEncoder):
     def __init__(self, options: HubOptions) -> None:
         folder = find_folder("encoder", options.model, options.revision)
         self._sentences = FixedLengthSentences(options.model, folder, options.max_tokens)
+
+    def to(self, device: torch.device) -> Self:
+        self._sentences.to(device)
+        return self
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "batch embed"]:
         return self._sentences.encode(texts)

@@ -93,7 +93,7 @@ class ImageFolder(CaptionedDataset):
         raise RequestError(f"{where}, as its metadata has no rows; {_RIGHT}.")
 
     def fingerprint(self) -> str:
-        """A hash of the names, captions, kinds and file sizes, and of the share; not of where the folder lies."""
+        """A hash of the names, captions, kinds and contents, and of the share; not of where the folder lies."""
         return self._sha.hexdigest()
 
     def _read(self, folder: Path, split: Split) -> Iterator[Sample]:
@@ -118,11 +118,11 @@ class ImageFolder(CaptionedDataset):
                 self.skipped[id_] = (
                     "its caption is empty" if not caption or isinstance(caption, str) else "its caption is no text"
                 )
-            elif (size := _size(path)) is None:
+            elif (digest := _digest(path)) is None:
                 self.skipped[id_] = "the file is missing"
             else:
                 kind = str(kind) if kind not in (None, "") else None
-                self._sha.update(f"{split} {json.dumps([id_, caption, kind, size])}\n".encode())
+                self._sha.update(f"{split} {json.dumps([id_, caption, kind, digest])}\n".encode())
                 yield Sample(id_, caption.strip(), partial(open_picture, path), kind)
 
     def _id(self, path: Path) -> str:
@@ -200,9 +200,12 @@ def _inside(name: str, metadata: Path, line: int) -> str:
     return plain
 
 
-def _size(path: Path) -> int | None:
-    """The size of a file, or None if there is none."""
+def _digest(path: Path) -> str | None:
+    """A hash of a file's content, or None if there is none."""
     try:
-        return path.stat().st_size if path.is_file() else None
+        if not path.is_file():  # a pipe would never end
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None

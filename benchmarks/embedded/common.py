@@ -39,11 +39,12 @@ def pixels(scenes: list[Scene], rng: Random) -> Tensor:
 class Clock:
     """Minutes of training, counted over resumed runs, and the learning-rate factor that follows them.
 
-    The factor rises over `warmup` steps, stays at one, and falls linearly to zero over the last `decay` minutes.
+    The factor rises over `warmup` steps from step `first` on, stays at one, and falls linearly to zero over the last
+    `decay` minutes.
     """
 
-    def __init__(self, minutes: float, decay: float, warmup: int, spent: float = 0.0) -> None:
-        self.minutes, self.decay, self.warmup = minutes, decay, warmup
+    def __init__(self, minutes: float, decay: float, warmup: int, spent: float = 0.0, first: int = 0) -> None:
+        self.minutes, self.decay, self.warmup, self.first = minutes, decay, warmup, first
         self.start = time.monotonic() - 60 * spent
 
     @property
@@ -52,7 +53,7 @@ class Clock:
 
     def factor(self, step: int) -> float:
         left = max(0.0, self.minutes - self.spent)
-        return min(1.0, (step + 1) / self.warmup, left / self.decay)
+        return min(1.0, (step + 1 - self.first) / self.warmup, left / self.decay)
 
     def done(self) -> bool:
         return self.spent >= self.minutes

@@ -30,10 +30,10 @@ SEED = 104
 PICTURES = 24_000
 CACHED = {"plain": 0.7, "shape": 1, "pair": 1.5, "pattern": 0.8, "word": 1.5}
 """Share of each kind among the cached pictures."""
-DRAWN = {"plain": 0.5, "shape": 1.3, "pair": 1.3, "pattern": 0.4, "word": 1.8}
+DRAWN = {"plain": 0.9, "shape": 1.1, "pair": 1.7, "pattern": 0.4, "word": 1.8}
 """Share of each kind in a batch: what is learned last is shown most."""
 BATCH = 32
-RATE = 1.5e-3
+RATE = 1.2e-3
 DROP = 0.1
 GAMMA = 5.0
 EMA = 0.999
@@ -87,14 +87,14 @@ def train(rank: int, processes: int, args: argparse.Namespace) -> None:
         step, spent = saved["step"], saved["spent"]
     average = {k: v.clone() for k, v in (saved["average"] if saved else model.state_dict()).items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    if saved:
+    if saved and "optimizer" in saved:
         optimizer.load_state_dict(saved["optimizer"])
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     with safe_open(args.work / "latents.safetensors", "pt") as file:
         latents = file.get_tensor("latents")
     drawn, alphas, share = cached_scenes(args.work), scheduler().alphas_cumprod, BATCH // processes
     places = {kind: [index for index, scene in enumerate(drawn) if scene.kind == kind] for kind in DRAWN}
-    clock, total, done = Clock(args.minutes, args.decay, warmup=200, spent=spent), torch.zeros(1), False
+    clock, total, done = Clock(args.minutes, args.decay, 200, spent, step), torch.zeros(1), False
     while not done:
         rng = Random(f"{SEED} step {step} of {rank}/{processes}")
         noise_source = torch.Generator().manual_seed(rng.getrandbits(63))

@@ -85,34 +85,47 @@ class PrepareOptions(Options):
     )
 
 
-class AdaptOptions(Options):
-    """Fine-tuning of the dense model on the data before it is pruned; the adapted model is then teacher and start."""
+class TrainingOptions(Options):
+    """How long and how fast a stage trains, with AdamW."""
 
     steps: int = Field(0, ge=0)
     batch: int = Field(32, gt=0)
+    rate: float = Field(1e-3, gt=0)
+    schedule: Literal["linear", "constant"] = "linear"
+    warmup: int = Field(0, ge=0)
+
+
+class DistillOptions(Options):
+    """How the student is compared with the dense model."""
+
+    block_scale: Literal["variance", "none"] = Field(
+        "variance", description="divide the error of each block by its teacher's variance (the paper's own: none)"
+    )
+
+
+class AdaptOptions(TrainingOptions):
+    """Fine-tuning of the dense model on the data before it is pruned; the adapted model is then teacher and start."""
+
     rate: float = Field(3e-4, gt=0)
 
 
-class SearchOptions(Options):
+class SearchOptions(TrainingOptions):
     """The search for codes; weights of the denoiser are frozen."""
 
     steps: int = Field(80, gt=0)
-    batch: int = Field(32, gt=0)
-    rate: float = Field(0.05, gt=0, description="of AdamW, decayed linearly to zero")
+    rate: float = Field(0.05, gt=0)
     weights: Weights = Weights()
     resource: float = Field(2.0, ge=0, description="weight of |log(cost / target)|")
     spread: float = Field(0.1, ge=0, description="weight of the codes' difference in cost")
 
 
-class RecoverOptions(Options):
-    """Fine-tuning of the experts with the dense teacher."""
+class RecoverOptions(TrainingOptions):
+    """Fine-tuning of the experts with the dense teacher; each phase has a schedule of its own."""
 
     steps: int = Field(100, ge=0, description="in all, shared by the experts")
     joint: float = Field(
         0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
     )
-    batch: int = Field(32, gt=0)
-    rate: float = Field(1e-3, gt=0)
     weights: Weights = Weights(denoising=0.01, distillation=0.5, blocks=0.5)
     caption_dropout: float = Field(0.1, ge=0, le=1)
 
@@ -149,6 +162,7 @@ class RunConfig(Options):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     relaxation: RelaxationOptions = RelaxationOptions()
     prepare: PrepareOptions = PrepareOptions()
+    distill: DistillOptions = DistillOptions()
     adapt: AdaptOptions = AdaptOptions()
     search: SearchOptions = SearchOptions()
     recover: RecoverOptions = RecoverOptions()

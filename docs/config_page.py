@@ -43,6 +43,13 @@ WEIGHTS = {
     "distillation": "weight of the error against the teacher's output",
     "blocks": "weight of the error against the teacher's block outputs",
 }
+TRAINING = {
+    "steps": "training steps",
+    "batch": "pictures a step",
+    "rate": "learning rate of AdamW",
+    "schedule": "of the rate: `linear` falls to zero at the end, `constant` stays",
+    "warmup": "steps over which the rate rises first",
+}
 MEANINGS = {
     "data": "the captioned pictures",
     "encoder": "what turns prompts into the embeddings that routers read",
@@ -55,13 +62,8 @@ MEANINGS = {
     "device": "where the models run: `auto`, `cpu` or `cuda`",
     "experts": "number of experts",
     "seed": "of everything random",
+    **{f"{stage}.{name}": text for stage in ("adapt", "search", "recover") for name, text in TRAINING.items()},
     "adapt.steps": "training steps; 0 leaves the model as it is",
-    "adapt.batch": "pictures a step",
-    "adapt.rate": "learning rate of AdamW, decayed linearly to zero",
-    "search.steps": "training steps",
-    "search.batch": "pictures a step",
-    "recover.batch": "pictures a step",
-    "recover.rate": "learning rate of AdamW, decayed linearly to zero in each phase",
     "recover.caption_dropout": "probability that a caption is left empty in recovery and adaptation",
     "evaluate.prompts": "held-out prompts that are drawn and measured, at most",
     "evaluate.guidance": "scale of classifier-free guidance",

@@ -50,6 +50,16 @@ def test_every_preset_resolves(name: str, host: Host) -> None:
     assert load_config(name).resolved(host) != RunConfig().resolved(host)
 
 
+@pytest.mark.parametrize(("name", "experts"), [("paper-coco", 8), ("paper-cc3m", 16)])
+def test_the_paper_s_presets_hold_its_published_settings(name: str, experts: int, host: Host) -> None:
+    config = load_config(name).resolved(host)
+    assert (config.experts, config.recover.steps, config.recover.joint) == (experts, 30_000 * experts, 0)
+    assert config.search.rate == pytest.approx(2e-4 * config.search.batch**0.5)
+    assert config.recover.rate == pytest.approx(1e-5 * config.recover.batch**0.5)
+    assert (config.search.steps, config.search.warmup, config.search.schedule) == (5000, 100, "constant")
+    assert config.router.options["warmup"] * config.search.steps == 500
+
+
 def test_options_join_the_default_strategy_and_a_new_one_drops_them(host: Host) -> None:
     assert load_config(assignments=["router.weight=3"]).resolved(host).router.options["weight"] == 3
     assert load_config(assignments=["router.weight=3", "router.name=constant"]).resolved(host).router.options == {}

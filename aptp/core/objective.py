@@ -73,10 +73,18 @@ def watch(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]
             handle.remove()
 
 
-def block_distillation(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Float[Tensor, ""]:
-    """Mean over blocks of the MSE between their outputs, each divided by the variance of the teacher's."""
-    errors = [(student[path] - seen).square().mean() / seen.var().clamp(min=1e-8) for path, seen in teacher.items()]
-    return torch.stack(errors).mean()
+def block_distillation(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], by_variance: bool = True
+) -> Float[Tensor, ""]:
+    """Mean over blocks of the MSE between their outputs.
+
+    Args:
+        by_variance: divide each block's by the variance of the teacher's output, so that none drowns the others (the
+            paper's own: no).
+    """
+    errors = torch.stack([(student[path] - seen).square().mean() for path, seen in teacher.items()])
+    scales = torch.stack([seen.var().clamp(min=1e-8) for seen in teacher.values()])
+    return (errors / scales if by_variance else errors).mean()
 
 
 def resource_loss(cost: Float[Tensor, "batch"], target: float) -> Float[Tensor, ""]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from aptp.core.data import Sample
 from aptp.core.objective import weighted_mse
-from aptp.harness.training import batch_index, generator_for, train, with_dropout
+from aptp.harness.training import batch_index, generator_for, with_dropout
 from aptp.harness.workspace import Workspace
 from aptp.models import load_pipeline
 from aptp.pipeline import ADAPTED
@@ -41,19 +41,5 @@ def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
         prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
         return {"loss": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
 
-    with work.progress.task("adapting the dense model", options.steps) as advance:
-
-        def observe(step: int, values: dict[str, float]) -> None:
-            work.step_ended("adapt", step, options.steps, values)
-            advance(note=f"loss {values['loss']:.3f}")
-
-        train(
-            steps=options.steps,
-            module=modules,
-            rate=options.rate,
-            checkpoint=work.path("checkpoints/adapt.safetensors"),
-            log=work.path("logs/adapt.jsonl"),
-            step_loss=step_loss,
-            observe=observe,
-        )
+    work.fit("adapt", "adapting the dense model", modules, options, step_loss)
     modules.requires_grad_(False)

@@ -116,9 +116,9 @@ def _train(
 
     student.requires_grad_(True)
     train(
-        steps=steps,
         module=student,
-        rate=options.rate,
+        options=options,
+        steps=steps,
         checkpoint=work.path(f"checkpoints/recover-{name}.safetensors"),
         log=work.path(f"logs/recover-{name}.jsonl"),
         step_loss=step_loss,

@@ -15,7 +15,7 @@ from aptp.core.gates import gated
 from aptp.core.objective import resource_loss, spread_loss, weighted_mse
 from aptp.core.pruner import PrunerContext
 from aptp.core.router import serve
-from aptp.harness.training import batch_index, generator_for, train
+from aptp.harness.training import batch_index, generator_for
 from aptp.harness.workspace import Workspace
 
 
@@ -124,19 +124,5 @@ def _train_router(work: Workspace) -> None:
         total = sum(terms.values()) + sum(weight * seen[name] for name, weight in options.weights)
         return {"loss": total, "cost": cost.mean().detach(), **seen, **terms}
 
-    with work.progress.task("searching for experts", options.steps) as advance:
-
-        def observe(step: int, values: dict[str, float]) -> None:
-            work.step_ended("search", step, options.steps, values)
-            advance(note=f"loss {values['loss']:.3f}, cost {values['cost']:.2f} of dense")
-
-        train(
-            steps=options.steps,
-            module=router,
-            rate=options.rate,
-            checkpoint=work.path("checkpoints/search.safetensors"),
-            log=work.path("logs/search.jsonl"),
-            step_loss=step_loss,
-            observe=observe,
-        )
+    work.fit("search", "searching for experts", router, options, step_loss)
     router.eval()

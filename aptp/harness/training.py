@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aptp.config import DistillOptions, TrainingOptions
 from aptp.core.denoiser import Denoiser, TextStates
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_text
@@ -77,8 +78,8 @@ class Noiser:
 class Distiller:
     """The objective of a student with the dense model as teacher: denoising, output and block distillation."""
 
-    def __init__(self, denoiser: Denoiser, teacher: torch.nn.Module) -> None:
-        self.denoiser, self.teacher = denoiser, teacher
+    def __init__(self, denoiser: Denoiser, teacher: torch.nn.Module, options: DistillOptions) -> None:
+        self.denoiser, self.teacher, self.options = denoiser, teacher, options
         self.blocks = denoiser.blocks(teacher)
 
     def terms(self, student: torch.nn.Module, example: Example, taught: Taught) -> dict[str, Tensor]:
@@ -89,7 +90,7 @@ class Distiller:
         return {
             "denoising": weighted_mse(prediction, example.diffused.target, example.diffused.weight),
             "distillation": (prediction - answer).square().mean(),
-            "blocks": block_distillation(seen, outputs),
+            "blocks": block_distillation(seen, outputs, by_variance=self.options.block_scale == "variance"),
         }
 
     @torch.no_grad()
@@ -173,39 +174,43 @@ class Checkpoint:
         return step
 
 
-def linear_decay(steps: int) -> Callable[[int], float]:
-    """A factor of the learning rate that falls linearly to zero."""
-    return lambda step: 1 - step / max(steps, 1)
+def rate_factor(options: TrainingOptions, steps: int, step: int) -> float:
+    """What the learning rate of a step is multiplied by: a linear rise over the warm-up, then its schedule."""
+    rise = min(1.0, (step + 1) / max(options.warmup, 1))
+    return rise * (1 - step / steps if options.schedule == "linear" else 1.0)
 
 
 def train(
     *,
-    steps: int,
     module: torch.nn.Module,
-    rate: float,
+    options: TrainingOptions,
+    steps: int,
     checkpoint: Path,
     log: Path,
     step_loss: Callable[[int], dict[str, Tensor]],
     observe: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Train the parameters of `module` with AdamW, the rate falling linearly to zero, from the checkpoint on.
+    """Train the parameters of `module` with AdamW, from the checkpoint on.
 
     Args:
+        steps: of this phase; those of `options` are the stage's, which may have several.
         step_loss: gives the named scalars of a step, the one called `loss` being minimised.
         observe: told every step's number and scalars, those of steps done before included (from the log).
 
     Raises:
         FloatingPointError: if the loss is not finite.
     """
-    optimizer = torch.optim.AdamW((p for p in module.parameters() if p.requires_grad), lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        (p for p in module.parameters() if p.requires_grad), lr=options.rate, weight_decay=0.0
+    )
     saved = Checkpoint(checkpoint, module, optimizer)
-    start, factor = saved.restore(), linear_decay(steps)
+    start = saved.restore()
     lines = Log(log, start)
     for step, values in enumerate(lines.kept):
         observe(step, values)
     last_save = time.monotonic()
     for step in range(start, steps):
-        optimizer.param_groups[0]["lr"] = rate * factor(step)
+        optimizer.param_groups[0]["lr"] = options.rate * rate_factor(options, steps, step)
         values = step_loss(step)
         if not torch.isfinite(values["loss"]):
             raise FloatingPointError(f"the loss of step {step} is {values['loss'].item()}; lower the learning rate.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from aptp.api import denoiser_of, search_space
-from aptp.config import Choice, RunConfig
+from aptp.config import Choice, RunConfig, TrainingOptions
 from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.budget import CostModel
 from aptp.core.data import CaptionedDataset
@@ -26,7 +27,7 @@ from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
 from aptp.harness.data import Pictures, Preparer, default_cache
 from aptp.harness.selection import Chosen, check_counts, choose
-from aptp.harness.training import Distiller, Noiser
+from aptp.harness.training import Distiller, Noiser, train
 from aptp.host import Host
 from aptp.models import device_of, load_pipeline
 
@@ -138,7 +139,7 @@ class Workspace:
 
     @cached_property
     def distiller(self) -> Distiller:
-        return Distiller(self.denoiser, self.dense)
+        return Distiller(self.denoiser, self.dense, self.config.distill)
 
     @cached_property
     def router(self) -> Router:
@@ -172,6 +173,32 @@ class Workspace:
         """Drop what was derived from a pipeline that has been replaced."""
         for name in ("preparer", "noiser", "distiller", "cost_model"):
             self.__dict__.pop(name, None)
+
+    def fit(
+        self,
+        stage: str,
+        task: str,
+        module: nn.Module,
+        options: TrainingOptions,
+        step_loss: Callable[[int], dict[str, Tensor]],
+    ) -> None:
+        """Train a module as a whole stage, with its checkpoint, log, observers and a progress bar called `task`."""
+        with self.progress.task(task, options.steps) as advance:
+
+            def observe(step: int, values: dict[str, float]) -> None:
+                self.step_ended(stage, step, options.steps, values)
+                cost = f", cost {values['cost']:.2f} of dense" if "cost" in values else ""
+                advance(note=f"loss {values['loss']:.3f}{cost}")
+
+            train(
+                module=module,
+                options=options,
+                steps=options.steps,
+                checkpoint=self.path(f"checkpoints/{stage}.safetensors"),
+                log=self.path(f"logs/{stage}.jsonl"),
+                step_loss=step_loss,
+                observe=observe,
+            )
 
     def step_ended(self, stage: str, step: int, total: int, values: dict[str, float]) -> None:
         """Tell observers."""

@@ -14,7 +14,7 @@ class NoOptions(Options):
 
 
 class ContrastiveOptions(Options):
-    """The contrastive router. The paper's own: weight 100, temperature 0.03 without `perplexity`."""
+    """The contrastive router. The paper's own: weight 100, both temperatures 0.03, with the diagonal."""
 
     weight: float = Field(10.0, ge=0, description="of the contrastive loss")
     temperature: float = Field(0.1, gt=0, description="τ of the architectures' similarities")
@@ -22,6 +22,7 @@ class ContrastiveOptions(Options):
         None, gt=0, description="τ of the prompts' similarities; by default set by perplexity"
     )
     perplexity: float = Field(8.0, gt=1, description="how many neighbours a prompt's similarities should speak of")
+    diagonal: bool = Field(False, description="count a prompt's likeness to itself in both softmaxes")
     warmup: float = Field(
         0.2, ge=0, le=1, description="share of the steps that gates each prompt by its own predicted architecture"
     )

@@ -85,6 +85,8 @@ def test_no_block_drowns_the_others():
     torch.testing.assert_close(loss, scaled)
     expected = sum((student[n] - teacher[n]).square().mean() / teacher[n].var() for n in "ab") / 2
     torch.testing.assert_close(loss, expected)
+    plain = sum((student[n] - teacher[n]).square().mean() for n in "ab") / 2
+    torch.testing.assert_close(block_distillation(student, teacher, by_variance=False), plain)
     assert block_distillation(teacher, teacher) == 0
     assert block_distillation({"c": torch.ones(2, 2)}, {"c": torch.ones(2, 2)}) == 0
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from aptp.config import TrainingOptions
 from aptp.core.errors import RequestError
-from aptp.harness.training import Checkpoint, Log, batch_index, generator_for, linear_decay, train, with_dropout
+from aptp.harness.training import Checkpoint, Log, batch_index, generator_for, rate_factor, train, with_dropout
 
 
 @given(count=st.integers(1, 50), batch=st.integers(1, 70), epochs=st.integers(1, 3))
@@ -113,9 +114,9 @@ def fit(folder: Path, module: nn.Module, stop: int | None = None) -> list[float]
         return {"loss": module(noise).square().mean()}
 
     train(
-        steps=10,
         module=module,
-        rate=0.1,
+        options=TrainingOptions(rate=0.1),
+        steps=10,
         checkpoint=folder / "c.safetensors",
         log=folder / "log.jsonl",
         step_loss=step_loss,
@@ -144,8 +145,18 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
         fit(tmp_path, module)
 
 
-def test_rate_falls_linearly() -> None:
-    assert [linear_decay(4)(step) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "factors"),
+    [
+        ("linear", 0, [1, 0.75, 0.5, 0.25]),
+        ("linear", 2, [0.5, 0.75, 0.5, 0.25]),
+        ("constant", 0, [1, 1, 1, 1]),
+        ("constant", 4, [0.25, 0.5, 0.75, 1]),
+    ],
+)
+def test_the_rate_rises_and_follows_its_schedule(schedule: str, warmup: int, factors: list[float]) -> None:
+    options = TrainingOptions(schedule=schedule, warmup=warmup)
+    assert [rate_factor(options, 4, step) for step in range(4)] == factors
 
 
 def test_captions_are_dropped_as_often_as_asked() -> None:

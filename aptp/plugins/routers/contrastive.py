@@ -93,17 +93,19 @@ class ContrastiveRouter(Router):
     def _contrastive(
         self, embeds: Float[Tensor, "batch embed"], architectures: Float[Tensor, "batch gates"]
     ) -> Float[Tensor, ""]:
-        """Mean binary cross-entropy of Q against P over pairs of different prompts of the global batch.
+        """Mean binary cross-entropy of Q against P over pairs of prompts of the global batch.
 
-        P = softmax(cos(z_i, z_j)/τ_z), Q = softmax(cos(arch_i, arch_j)/τ_a), the diagonal left out.
+        P = softmax(cos(z_i, z_j)/τ_z), Q = softmax(cos(arch_i, arch_j)/τ_a); a prompt and itself are a pair only where
+        the options say so.
         """
         embeds = F.normalize(distributed.gather(embeds), dim=-1)
         architectures = distributed.gather(architectures)
         if len(embeds) < 3:  # two prompts have one neighbour each: nothing to compare
             return architectures.sum() * 0
-        likeness = _others(embeds @ embeds.T)
+        pairs = (lambda square: square) if self.options.diagonal else _others
+        likeness = pairs(embeds @ embeds.T)
         p = (likeness / (self.options.prompt_temperature or self._temperature_of(likeness))).softmax(-1)
-        q = (_others(architectures @ architectures.T) / self.options.temperature).softmax(-1)
+        q = (pairs(architectures @ architectures.T) / self.options.temperature).softmax(-1)
         return F.binary_cross_entropy(q.clamp(1e-7, 1 - 1e-7), p)
 
     def _temperature_of(self, likeness: Float[Tensor, "batch others"]) -> float:

@@ -65,6 +65,16 @@ def test_loss_is_the_cross_entropy_of_architectures_against_prompts() -> None:
     torch.testing.assert_close(step(router, prompts, 0).losses["contrastive"], 2 * expected)
 
 
+def test_the_paper_s_own_loss_counts_a_prompt_s_likeness_to_itself() -> None:
+    prompts = clustered(3, 4)
+    router = make(prompts, weight=1.0, temperature=0.2, prompt_temperature=0.15, diagonal=True)
+    z, space = prompts.embeds, router.context.space
+    architectures = space.features(router.context.relaxation.soft(z @ router.predictor.weight.T))
+    p, q = (z @ z.T / 0.15).softmax(-1), (architectures @ architectures.T / 0.2).softmax(-1)
+    expected = -(p * q.log() + (1 - p) * (1 - q).log()).mean()
+    torch.testing.assert_close(step(router, prompts, 0).losses["contrastive"], expected)
+
+
 @pytest.mark.parametrize("perplexity", [2.0, 8.0])
 def test_temperature_meets_the_perplexity(perplexity: float) -> None:
     prompts = clustered(4, 16)

@@ -115,7 +115,7 @@ def _comparison(method: Result, dense: Result | None, rivals: Sequence[Result]) 
     said = [f"{word} on {listed(names)}" for word, names in verdicts.items() if names]
     if not said:
         return []
-    whom = listed([r.name for r in rivals]) if rivals else "the dense model, the only one run beside it,"
+    whom = listed([r.name for r in rivals]) if rivals else "the dense model, the only one run beside it"
     cost = f" at {listed([percent(r.fraction) for r in rivals])}" if rivals else ""
     return [f"Beside {whom}{cost}, it is {'; '.join(said)}."]
 

@@ -238,7 +238,8 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         )
         for index, architecture in enumerate(found.architectures)
     ]
-    if work.config.pruner is None and abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
+    searched = work.config.pruner is None and work.router.learns
+    if searched and abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
         work.warn(
             f"the search ended at {found.uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
             f"calibration moved it to {found.expected:.3f}. Search longer, or with another rate or offset."

@@ -28,6 +28,27 @@ class ContrastiveOptions(Options):
     )
 
 
+class CodesOptions(Options):
+    """How learned codes start."""
+
+    noise: float = Field(0.1, ge=0, description="standard deviation of a logit at the start")
+
+
+class RandomCodesOptions(Options):
+    """How the codes are drawn."""
+
+    noise: float = Field(1.0, gt=0, description="standard deviation of a logit")
+    spread: float = Field(1.0, ge=0, description="distance of the smallest and the largest expert's mean width logit")
+
+
+class ComplexityOptions(Options):
+    """What makes a prompt difficult, and how the codes start."""
+
+    written: int = Field(4, ge=0, description="content words that a word in quotation marks or capitals counts for")
+    noise: float = Field(0.1, ge=0, description="standard deviation of a logit at the start")
+    spread: float = Field(1.0, ge=0, description="distance of the first and the last expert's mean width logit")
+
+
 class SinkhornOptions(Options):
     """Entropic transport."""
 

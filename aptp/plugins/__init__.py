@@ -59,6 +59,18 @@ def aptp_balancers() -> list[PluginSpec]:
             f"{OPTIONS}:SinkhornOptions",
         ),
         PluginSpec(
+            "unbalanced",
+            "aptp.plugins.balancers.unbalanced:UnbalancedBalancer",
+            "entropic optimal transport whose shares are asked for, not forced",
+            f"{OPTIONS}:UnbalancedOptions",
+        ),
+        PluginSpec(
+            "load",
+            "aptp.plugins.balancers.load:LoadBalancer",
+            "no plan; the load-balancing loss of the Switch Transformer",
+            f"{OPTIONS}:LoadOptions",
+        ),
+        PluginSpec(
             "entropy",
             "aptp.plugins.balancers.entropy:EntropyBalancer",
             "no plan; a penalty for uneven mean and unsure single assignments",

@@ -64,6 +64,24 @@ class EntropyOptions(Options):
     temperature: float = Field(0.05, gt=0, description="of the softmax over scores")
 
 
+class UnbalancedOptions(Options):
+    """Transport whose shares are asked for, not forced."""
+
+    strictness: float = Field(
+        0.5, gt=0, description="weight of missing the shares: near 0 it acts as none, large as sinkhorn"
+    )
+    epsilon: float = Field(0.05, gt=0, description="weight of the plan's entropy")
+    tolerance: float = Field(1e-6, gt=0, description="largest change of a share, relatively, at which iteration stops")
+    iterations: int = Field(1000, gt=0, description="at most this many")
+
+
+class LoadOptions(Options):
+    """The load-balancing loss."""
+
+    weight: float = Field(1.0, ge=0, description="of the loss (Switch Transformer's own: 0.01)")
+    temperature: float = Field(0.05, gt=0, description="of the softmax over scores")
+
+
 class DepthOptions(Options):
     """Which blocks are depth sites."""
 

@@ -29,9 +29,10 @@ TERMS = """
     guidance, CMMD, code, contrastive loss, control, cost model, cut, dense, denoiser, depth site, difficulty,
     distillation, embedding, encoder, expert, floor, fraction, Fréchet distance, gallery, gate, granularity,
     harness, hook, kind, load, load-balancing loss, logit, MACs, margin, marginals, masked, metric, min-SNR,
-    part, pass-through, perplexity, plan, plugin, preset, prompt, pruner, record, recovery, relaxation, resource
-    loss, route, router, run directory, score, search, search space, serving bias, site, sliced, spread, stage,
-    straight-through, tap, teacher, teacher error, threshold, unbalanced transport, unit, width site
+    oracle, part, pass-through, perplexity, plan, plugin, preset, prompt, pruner, record, recovery, relaxation,
+    resource loss, route, router, run directory, score, search, search space, serving bias, site, sliced,
+    spread, stage, straight-through, tap, teacher, teacher error, threshold, unbalanced transport, unit, width
+    site
 """
 
 

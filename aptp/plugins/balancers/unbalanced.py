@@ -20,8 +20,8 @@ class UnbalancedBalancer(Balancer):
     With b the asked shares and ρ the strictness; a prompt takes the code of its largest mass in the plan of the global
     batch. So a code that really suits more prompts than its share may keep some of them. Solved by the scaling
     algorithm of Chizat et al. (2018, "Scaling algorithms for unbalanced optimal transport problems") in the log domain
-    and in float64, where no score overflows. POT solves the same problem outside of it and is what the tests compare
-    with, but its kernel underflows (wrong plans where scores differ by 700·ε, in its stabilised variant far earlier).
+    and in float64, where no score overflows. POT has the same solver, which the tests compare with, but not in the log
+    domain: a code that lies some 700·ε behind for every prompt ends it early, with a plan whose rows are wrong.
     """
 
     Options = UnbalancedOptions

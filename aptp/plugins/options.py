@@ -46,7 +46,7 @@ class ComplexityOptions(Options):
 
     written: int = Field(4, ge=0, description="content words that a word in quotation marks or capitals counts for")
     noise: float = Field(0.1, ge=0, description="standard deviation of a logit at the start")
-    spread: float = Field(1.0, ge=0, description="distance of the first and the last expert's mean width logit")
+    spread: float = Field(0.3, ge=0, description="distance of the first and the last expert's mean width logit")
 
 
 class SinkhornOptions(Options):

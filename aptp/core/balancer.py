@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+EQUAL_MASS = 1e-4
+"""Masses of a plan this near to one another, relatively, are equal."""
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -23,6 +26,18 @@ class Assignment:
     index: Int[Tensor, "batch"]
     penalty: Float[Tensor, ""]
     plan: Float[Tensor, "batch experts"] | None = None
+
+
+def shares_of(weights: Float[Tensor, "n"] | None, like: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Weights scaled to sum to 1, in float64; equal ones, one for each of `like`, where there are none."""
+    weights = torch.ones_like(like) if weights is None else weights.to(like.device)
+    return weights.double() / weights.double().sum()
+
+
+def heaviest(plan: Float[Tensor, "batch experts"], scores: Float[Tensor, "batch experts"]) -> Int[Tensor, "batch"]:
+    """The code of each prompt's largest mass; of masses equal to rounding, that of the highest score."""
+    best = plan >= plan.max(-1, keepdim=True).values * (1 - EQUAL_MASS)
+    return scores.detach().masked_fill(~best, -torch.inf).argmax(-1)
 
 
 class Balancer(nn.Module, ABC):

@@ -94,7 +94,8 @@ class Record(_Part):
     experts: list[Expert] = Field(default_factory=list)
     routing: dict[str, Any] = Field(default_factory=dict)
     """On held-out prompts: `perplexity`, `perplexity_without_bias`, `load`, `mean_cost`,
-    `kinds`: {kind: {expert: count}}, `mean_cost_of_kind`: {kind: fraction}, `examples`: {expert: [prompts]}."""
+    `kinds`: {kind: {expert: count}}, `mean_cost_of_kind`: {kind: fraction}, `examples`: {expert: [prompts]},
+    `oracle`: {`mean_cost`, `teacher_error` of the routes, `least_teacher_error` of any at that cost}."""
     results: list[Result] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 

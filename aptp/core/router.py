@@ -109,6 +109,11 @@ class Router(nn.Module, ABC):
     def codes(self) -> Float[Tensor, "experts gates"]:
         """The experts' noise-free relaxed gates in [0, 1]; core thresholds them."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether a search has anything to train; a router without parameters serves as it was set up."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
 
 def serve(scores: Float[Tensor, "batch experts"], expert_bias: Float[Tensor, "experts"]) -> Int[Tensor, "batch"]:
     """The expert of each prompt: argmax(scores + bias) in float64, the lowest index on ties."""

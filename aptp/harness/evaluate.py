@@ -21,12 +21,10 @@ from aptp.core.record import Result
 from aptp.core.router import serve
 from aptp.harness.data import fit
 from aptp.harness.measure import latencies_ms, peak_memory_mb
+from aptp.harness.teacher import teacher_error
 from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
-
-TEACHER_PICTURES = 128
-"""Validation latents on which experts are compared with the dense model."""
 
 
 @dataclass(frozen=True)
@@ -194,23 +192,6 @@ def measure_latency(work: Workspace, rows: Sequence[tuple[Result, RoutedPipeline
     of = dict(zip(models, times, strict=True))
     for result, pipe, experts in rows:
         result.latency_ms = fmean(of[pipe.run, i] for i in experts)
-
-
-@torch.no_grad()
-def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> float:
-    """Mean squared error of the experts' outputs against the dense model's, on noised validation latents."""
-    pictures = work.validation
-    generator = generator_for(work.config.seed, "teacher error")
-    index = torch.randperm(len(pictures), generator=generator)[:TEACHER_PICTURES]
-    example = work.noiser(pictures.latents[index], pictures.text_states(index), generator)
-    answer = work.distiller.teach(example).answer
-    total = 0.0
-    for expert in route[index].unique().tolist():
-        mine = route[index] == expert
-        text = {name: states[mine] for name, states in example.text.items()}
-        said = work.denoiser.predict(pipe.expert(expert), example.diffused.noisy[mine], example.timesteps[mine], text)
-        total += float((said - answer[mine]).square().flatten(1).mean(1).sum())
-    return total / len(index)
 
 
 def routing_figures(work: Workspace, bias: Float[Tensor, "experts"], fractions: Sequence[float]) -> tuple[Tensor, dict]:

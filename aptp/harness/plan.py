@@ -61,7 +61,7 @@ def _estimate(work: Workspace) -> Plan:
     prompts = min(config.evaluate.prompts, len(work.chosen.validation))
     methods = 1 + len(config.compare)
     calls = config.evaluate.steps * (2 if config.evaluate.guidance > 1 else 1)
-    learned = config.pruner is None
+    learned = config.pruner is None and work.bare_router().learns
     # a backward pass costs about two forward ones, or one where no weight takes a gradient
     search = config.search.steps * config.search.batch * call * (1 + 1 + 1.2) * learned
     recover = config.recover.steps * config.recover.batch * call * (1 + 3 * target) * methods

@@ -25,6 +25,7 @@ from aptp.harness.adapt import adapt
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.selection import check_counts
+from aptp.harness.teacher import oracle
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.models import pipeline_fingerprint
@@ -183,6 +184,8 @@ def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
         recover(work, found.architectures, found.bias)
     pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host), work.pipeline)
     route, record.routing = evaluate.routing_figures(work, found.bias, fractions)
+    with _timed(work, "evaluate"):
+        record.routing["oracle"] = oracle(work, pipe, route)
     _describe(work, found, fractions)
     record.save(work.path("record.json"))
     return pipe, route
@@ -238,7 +241,8 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         )
         for index, architecture in enumerate(found.architectures)
     ]
-    if work.config.pruner is None and abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
+    searched = work.config.pruner is None and work.router.learns
+    if searched and abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
         work.warn(
             f"the search ended at {found.uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
             f"calibration moved it to {found.expected:.3f}. Search longer, or with another rate or offset."

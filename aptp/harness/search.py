@@ -34,10 +34,12 @@ class Found:
 
 
 def search(work: Workspace) -> Found:
-    """Train the router (or ask the static pruner), then fit serving bias and threshold on the training prompts."""
+    """Train the router, if it learns (or ask the static pruner); fit serving bias and threshold on training prompts."""
     if work.config.pruner is not None:
         return _pruned(work)
-    _train_router(work)
+    if work.router.learns:
+        _train_router(work)
+    work.router.eval()
     scores = work.scores(work.train)
     bias = work.router_context.balancer.serving_bias(scores)
     load = _load(scores, bias)
@@ -125,4 +127,3 @@ def _train_router(work: Workspace) -> None:
         return {"loss": total, "cost": cost.mean().detach(), **seen, **terms}
 
     work.fit("search", "searching for experts", router, options, step_loss)
-    router.eval()

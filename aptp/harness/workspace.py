@@ -65,8 +65,7 @@ class Workspace:
         pipeline = load_pipeline(config.model, device)
         work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
         work.cost_model.check(config.budget.target)
-        nobody = PromptBatch([], work.preparer.embeds([""], "empty")[:0])
-        make(host, "router", config.router).setup(work.context_for(nobody))  # refuses what it cannot serve
+        work.bare_router()  # refuses what it cannot serve
         return work
 
     def beside(self, config: RunConfig, out: Path) -> Workspace:
@@ -151,6 +150,12 @@ class Workspace:
     @cached_property
     def router_context(self) -> RouterContext:
         return self.context_for(self.train.prompts())
+
+    def bare_router(self) -> Router:
+        """The router set up without prompts, as one that is loaded to serve."""
+        router = make(self.host, "router", self.config.router)
+        router.setup(self.context_for(PromptBatch([], self.preparer.embeds([""], "empty")[:0])))
+        return router
 
     def scores(self, pictures: Pictures) -> Float[Tensor, "pictures experts"]:
         """The router's scores of every picture's caption, on the CPU."""

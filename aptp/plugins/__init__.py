@@ -17,6 +17,30 @@ def aptp_routers() -> list[PluginSpec]:
             f"{OPTIONS}:ContrastiveOptions",
         ),
         PluginSpec(
+            "kmeans",
+            "aptp.plugins.routers.kmeans:KMeansRouter",
+            "the nearest cluster of prompt embeddings; learned codes",
+            f"{OPTIONS}:CodesOptions",
+        ),
+        PluginSpec(
+            "complexity",
+            "aptp.plugins.routers.complexity:ComplexityRouter",
+            "difficult prompts to large experts, by words and written text; learned codes",
+            f"{OPTIONS}:ComplexityOptions",
+        ),
+        PluginSpec(
+            "random",
+            "aptp.plugins.routers.random:RandomRouter",
+            "a control: a hash of the prompt picks the expert; learned codes",
+            f"{OPTIONS}:CodesOptions",
+        ),
+        PluginSpec(
+            "random-codes",
+            "aptp.plugins.routers.random_codes:RandomCodesRouter",
+            "the control that a search must beat: clusters as in kmeans, random codes, calibrated",
+            f"{OPTIONS}:RandomCodesOptions",
+        ),
+        PluginSpec(
             "constant",
             "aptp.plugins.routers.constant:ConstantRouter",
             "one expert for every prompt: what a static pruner serves with",
@@ -33,6 +57,18 @@ def aptp_balancers() -> list[PluginSpec]:
             "aptp.plugins.balancers.sinkhorn:SinkhornBalancer",
             "entropic optimal transport with given shares (POT)",
             f"{OPTIONS}:SinkhornOptions",
+        ),
+        PluginSpec(
+            "unbalanced",
+            "aptp.plugins.balancers.unbalanced:UnbalancedBalancer",
+            "entropic optimal transport whose shares are asked for, not forced",
+            f"{OPTIONS}:UnbalancedOptions",
+        ),
+        PluginSpec(
+            "load",
+            "aptp.plugins.balancers.load:LoadBalancer",
+            "no plan; the load-balancing loss of the Switch Transformer",
+            f"{OPTIONS}:LoadOptions",
         ),
         PluginSpec(
             "entropy",

@@ -28,6 +28,27 @@ class ContrastiveOptions(Options):
     )
 
 
+class CodesOptions(Options):
+    """How learned codes start."""
+
+    noise: float = Field(0.1, ge=0, description="standard deviation of a logit at the start")
+
+
+class RandomCodesOptions(Options):
+    """How the codes are drawn."""
+
+    noise: float = Field(1.0, gt=0, description="standard deviation of a logit")
+    spread: float = Field(1.0, ge=0, description="distance of the smallest and the largest expert's mean width logit")
+
+
+class ComplexityOptions(Options):
+    """What makes a prompt difficult, and how the codes start."""
+
+    written: int = Field(4, ge=0, description="content words that a word in quotation marks or capitals counts for")
+    noise: float = Field(0.1, ge=0, description="standard deviation of a logit at the start")
+    spread: float = Field(0.3, ge=0, description="distance of the first and the last expert's mean width logit")
+
+
 class SinkhornOptions(Options):
     """Entropic transport."""
 
@@ -40,6 +61,24 @@ class EntropyOptions(Options):
     """The entropy penalty."""
 
     weight: float = Field(1.0, ge=0, description="of the penalty")
+    temperature: float = Field(0.05, gt=0, description="of the softmax over scores")
+
+
+class UnbalancedOptions(Options):
+    """Transport whose shares are asked for, not forced."""
+
+    strictness: float = Field(
+        0.5, gt=0, description="weight of missing the shares: near 0 it acts as none, large as sinkhorn"
+    )
+    epsilon: float = Field(0.05, gt=0, description="weight of the plan's entropy")
+    tolerance: float = Field(1e-6, gt=0, description="largest change of a share, relatively, at which iteration stops")
+    iterations: int = Field(1000, gt=0, description="at most this many")
+
+
+class LoadOptions(Options):
+    """The load-balancing loss."""
+
+    weight: float = Field(1.0, ge=0, description="of the loss (Switch Transformer's own: 0.01)")
     temperature: float = Field(0.05, gt=0, description="of the softmax over scores")
 
 

@@ -16,8 +16,12 @@ from aptp.core.router import PromptBatch, Router, RouterContext, serve
 from aptp.testing.models import tiny_cost_model, tiny_space, tiny_unet
 
 
-def check_balancer(balancer: Balancer) -> None:
-    """Defined for one prompt, one expert, ties and huge scores; keeps its plan's marginals; penalty differentiable."""
+def check_balancer(balancer: Balancer, *, relaxed: bool = False) -> None:
+    """Defined for one prompt, one expert, ties and huge scores; keeps its plan's marginals; penalty differentiable.
+
+    Args:
+        relaxed: its plan may miss the codes' shares, as unbalanced transport does; the prompts' weights it must keep.
+    """
     generator = torch.Generator().manual_seed(0)
     spread = torch.randn(12, 4, generator=generator)
     cases = {
@@ -45,19 +49,21 @@ def check_balancer(balancer: Balancer) -> None:
         assert bias.shape == (experts,), name
         assert bias.isfinite().all(), name
         if answer.plan is not None:
-            _check_plan(answer.plan, torch.full((batch,), 1 / batch), torch.full((experts,), 1 / experts), name)
+            even = None if relaxed else torch.full((experts,), 1 / experts)
+            _check_plan(answer.plan, torch.full((batch,), 1 / batch), even, name)
     shares, weights = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.rand(12, generator=generator) + 0.1
     answer = balancer.assign(spread, expert_marginals=shares, prompt_weights=weights)
     assert answer.penalty.isfinite()
     if answer.plan is not None:
-        _check_plan(answer.plan, weights / weights.sum(), shares, "given marginals")
+        _check_plan(answer.plan, weights / weights.sum(), None if relaxed else shares, "given marginals")
 
 
-def _check_plan(plan: Tensor, rows: Tensor, columns: Tensor, name: str) -> None:
+def _check_plan(plan: Tensor, rows: Tensor, columns: Tensor | None, name: str) -> None:
     assert plan.isfinite().all(), name
     assert (plan >= 0).all(), name
     torch.testing.assert_close(plan.sum(1), rows.to(plan), atol=1e-3, rtol=0.02, msg=f"{name}: row sums")
-    torch.testing.assert_close(plan.sum(0), columns.to(plan), atol=1e-3, rtol=0.02, msg=f"{name}: column sums")
+    if columns is not None:
+        torch.testing.assert_close(plan.sum(0), columns.to(plan), atol=1e-3, rtol=0.02, msg=f"{name}: column sums")
 
 
 def check_router(make: Callable[[], Router], balancer: Balancer, num_experts: int = 3, steps: int = 6) -> None:
@@ -88,7 +94,7 @@ def _prompts(count: int) -> PromptBatch:
 
 
 def _check_training(router: Router, context: RouterContext, cost_model: CostModel) -> None:
-    generator, optimizer = torch.Generator().manual_seed(0), torch.optim.SGD(router.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(0)
     sizes: Sequence[int] = (8, 1, 2)
     for step in range(context.steps):
         batch = context.prompts[range(sizes[step % len(sizes)])]
@@ -101,7 +107,9 @@ def _check_training(router: Router, context: RouterContext, cost_model: CostMode
         for name, value in routing.losses.items():
             assert value.ndim == 0, f"loss {name!r} is no scalar"
         assert loss.isfinite(), f"step {step}, batch of {len(batch)}: losses {routing.losses}"
-        if loss.requires_grad:
+        if router.learns:
+            assert loss.requires_grad, f"step {step}: nothing of the loss reaches the router's parameters"
+            optimizer = torch.optim.SGD(router.parameters(), lr=0.1)
             optimizer.zero_grad()
             loss.backward()
             assert all(p.grad is None or p.grad.isfinite().all() for p in router.parameters()), f"step {step}"

@@ -31,8 +31,9 @@ def test_tells_the_stages_and_leaves_no_file(
     assert "20 steps for 3 experts" in work["search"]
 
 
-def test_a_static_run_has_no_search(small_config: RunConfig, tmp_path: Path) -> None:
-    planned = plan(changed(small_config, pruner="magnitude"), tmp_path / "run", host=default_host())
+@pytest.mark.parametrize("changes", [{"pruner": "magnitude"}, {"router": "random-codes"}], ids=str)
+def test_a_run_that_learns_nothing_has_no_search(small_config: RunConfig, tmp_path: Path, changes: dict) -> None:
+    planned = plan(changed(small_config, **changes), tmp_path / "run", host=default_host())
     assert [stage.name for stage in planned.stages] == ["prepare", "recover", "generate"]
 
 

@@ -198,3 +198,12 @@ def test_data_that_changed_is_noticed(finished, small_config: RunConfig, tmp_pat
     begun.save(out / "record.json")
     with pytest.raises(RequestError, match="the data 'scenes' has changed since"):
         again(small_config, out, resume=True)
+
+
+def test_a_router_that_learns_nothing_blames_no_search(small_config: RunConfig, tmp_path: Path) -> None:
+    asked = {"router": "random-codes", "balancer": "none", "compare": [], "relaxation": {"offset": 3.0}}
+    config = RunConfig.model_validate(small_config.model_dump() | asked).resolved(default_host())
+    record = again(config, tmp_path / "run")
+    assert abs(record.budget.uncalibrated / 0.7 - 1) > 0.05
+    assert record.budget.expected == pytest.approx(0.7, rel=0.01)
+    assert not [text for text in record.warnings if "the search ended" in text]

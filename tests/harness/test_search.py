@@ -58,3 +58,12 @@ def test_a_static_pruner_needs_no_step(open_work) -> None:
     assert len(answer.architectures) == 1
     assert answer.expected == pytest.approx(0.7, rel=0.03)
     assert not work.path("logs/search.jsonl").exists()
+
+
+def test_a_router_that_learns_nothing_needs_no_step(open_work) -> None:
+    work = open_work(router="random-codes", balancer="none")
+    answer = search(work)
+    assert len(answer.architectures) == 3
+    assert answer.expected == pytest.approx(work.config.budget.target, rel=0.01)
+    assert not work.path("logs/search.jsonl").exists()
+    assert torch.equal(answer.load, search(open_work("again", router="random-codes", balancer="none")).load)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faiss
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from aptp.core import distributed
 from aptp.core.router import PromptBatch, Router, RouterContext, Routing
 from aptp.plugins.options import ContrastiveOptions
+from aptp.plugins.routers._clusters import k_means
 
 
 class ContrastiveRouter(Router):
@@ -83,12 +83,7 @@ class ContrastiveRouter(Router):
     def _init_codes(self) -> None:
         """From random codes every score would tie; from k-means over the predictor's logits they do not."""
         embeds = self.context.prompts.embeds.to(self.predictor.weight.device)
-        logits = self.predictor(embeds).float().cpu().numpy()
-        kmeans = faiss.Kmeans(
-            logits.shape[1], len(self.code_logits), seed=self.context.seed, min_points_per_centroid=1, niter=25
-        )
-        kmeans.train(logits)
-        self.code_logits.copy_(torch.from_numpy(kmeans.centroids))
+        self.code_logits.copy_(k_means(self.predictor(embeds), len(self.code_logits), self.context.seed))
 
     def _contrastive(
         self, embeds: Float[Tensor, "batch embed"], architectures: Float[Tensor, "batch gates"]

@@ -1,0 +1,81 @@
+"""Experts against the dense model: the error of a routing, and the least that any routing could have had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from aptp.harness.training import Example, generator_for
+from aptp.harness.workspace import Workspace
+from aptp.pipeline import RoutedPipeline
+
+PICTURES = 128
+"""Validation latents on which experts are compared with the dense model."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Noised validation latents and what the dense model says of them; the same for every method of a run."""
+
+    work: Workspace
+    index: Int[Tensor, "pictures"]
+    """Their places in the validation split."""
+    example: Example
+    answer: Float[Tensor, "pictures channels height width"]
+
+    @classmethod
+    def draw(cls, work: Workspace) -> Exam:
+        generator = generator_for(work.config.seed, "teacher error")
+        index = torch.randperm(len(work.validation), generator=generator)[:PICTURES]
+        example = work.noiser(work.validation.latents[index], work.validation.text_states(index), generator)
+        return cls(work, index, example, work.distiller.teach(example).answer)
+
+    @torch.no_grad()
+    def errors(self, expert: nn.Module, rows: Bool[Tensor, "pictures"]) -> Float[Tensor, "rows"]:
+        """Mean squared error of an expert's output against the dense one's, for each picture of `rows`."""
+        noisy, timesteps = self.example.diffused.noisy[rows], self.example.timesteps[rows]
+        text = {name: states[rows] for name, states in self.example.text.items()}
+        said = self.work.denoiser.predict(expert, noisy, timesteps, text)
+        return (said - self.answer[rows]).square().flatten(1).mean(1).double().cpu()
+
+
+def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> float:
+    """Mean error of the experts, each on the pictures whose prompts it serves."""
+    exam = Exam.draw(work)
+    mine = route[exam.index]
+    total = sum(float(exam.errors(pipe.expert(expert), mine == expert).sum()) for expert in mine.unique().tolist())
+    return total / len(mine)
+
+
+def oracle(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> dict[str, float]:
+    """The teacher error of a run's routing, and that of the best one, known after the fact, for the same mean cost.
+
+    No router can be deployed that does this; what lies between the two is all that better routes to these experts could
+    gain.
+    """
+    exam, costs = Exam.draw(work), torch.tensor(pipe.bundle.fractions, dtype=torch.float64)
+    mine, everyone = route[exam.index], torch.ones(len(exam.index), dtype=torch.bool)
+    errors = torch.stack([exam.errors(pipe.expert(expert), everyone) for expert in range(len(costs))], 1)
+    spent = float(costs[mine].mean())
+    return {
+        "mean_cost": spent,
+        "teacher_error": float(errors.gather(1, mine[:, None]).mean()),
+        "least_teacher_error": least_error(errors, costs, spent),
+    }
+
+
+def least_error(errors: Float[Tensor, "pictures experts"], costs: Float[Tensor, "experts"], spent: float) -> float:
+    """The least mean error of pictures on experts whose mean cost is at most `spent`.
+
+    A linear program, in which pictures may be divided between experts; at its optimum at most one is.
+    """
+    count, experts = errors.shape
+    each = np.kron(np.eye(count), np.ones(experts))
+    cost = np.tile(costs.numpy(), count)[None]
+    best = linprog(errors.flatten().numpy(), cost, [count * spent * (1 + 1e-12)], each, np.ones(count), bounds=(0, 1))
+    return float(best.fun) / count

@@ -1,0 +1,47 @@
+"""Clusters of prompts by k-means (faiss)."""
+
+from __future__ import annotations
+
+import faiss
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from aptp.core.errors import RequestError
+from aptp.core.router import PromptBatch, RouterContext
+
+TRIES = 8
+"""Starts of k-means, of which the best is taken: from a single one, two clusters often share a centre."""
+
+
+def k_means(
+    points: Float[Tensor, "points width"], count: int, seed: int, tries: int = 1
+) -> Float[Tensor, "count width"]:
+    """Centres of `count` clusters, in float32 on the CPU. Raises `RequestError` for fewer points than clusters."""
+    if len(points) < count:
+        raise RequestError(f"{count} experts are more than the {len(points)} training prompts.")
+    kmeans = faiss.Kmeans(points.shape[1], count, seed=seed, min_points_per_centroid=1, niter=25, nredo=tries)
+    kmeans.train(points.float().cpu().numpy())
+    return torch.from_numpy(kmeans.centroids)
+
+
+class Clusters(nn.Module):
+    """One cluster of the training prompts' embeddings an expert.
+
+    Attributes:
+        centres: [experts, embed], a buffer; zeros where there are no training prompts, for a state to fill.
+    """
+
+    def __init__(self, context: RouterContext) -> None:
+        super().__init__()
+        embeds, experts = context.prompts.embeds, context.num_experts
+        centres = torch.zeros(experts, embeds.shape[1])
+        if len(embeds):
+            centres = k_means(embeds, experts, context.seed, TRIES)
+        self.register_buffer("centres", centres)
+
+    def forward(self, prompts: PromptBatch) -> Float[Tensor, "batch experts"]:
+        """Minus the squared distance of each prompt's embedding to each centre, in float64."""
+        centres = self.centres.double()
+        embeds = prompts.embeds.to(centres)
+        return 2 * embeds @ centres.T - embeds.square().sum(1, keepdim=True) - centres.square().sum(1)

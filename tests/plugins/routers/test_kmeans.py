@@ -1,0 +1,63 @@
+"""The k-means router: its clusters, and the codes that learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aptp.core.errors import RequestError
+from aptp.core.router import PromptBatch, serve
+from aptp.plugins.routers.kmeans import KMeansRouter
+
+
+def around(centres: int, each: int, seed: int = 0) -> PromptBatch:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(centres, 1, 8, generator=generator) + 0.1 * torch.randn(centres, each, 8, generator=generator)
+    points = F.normalize(points.flatten(0, 1), dim=-1)
+    return PromptBatch([f"prompt {i}" for i in range(len(points))], points)
+
+
+def router(context) -> KMeansRouter:
+    made = KMeansRouter(KMeansRouter.Options())
+    made.setup(context)
+    return made
+
+
+def test_finds_the_clusters_and_their_centres(make_context) -> None:
+    prompts = around(3, 10)
+    made = router(make_context(prompts))
+    route = serve(made.scores(prompts), torch.zeros(3))
+    assert [len(part.unique()) for part in route.split(10)] == [1, 1, 1]
+    assert len(route.unique()) == 3
+    means = torch.stack([prompts.embeds[route == expert].mean(0) for expert in range(3)])
+    torch.testing.assert_close(made.clusters.centres, means, atol=1e-5, rtol=0)
+
+
+@given(prompts=st.integers(3, 40), experts=st.integers(1, 3), seed=st.integers(0, 99))
+def test_scores_are_distances_to_the_centres(make_context, prompts: int, experts: int, seed: int) -> None:
+    batch = around(prompts, 1, seed)
+    made = router(make_context(batch, experts, seed=seed))
+    expected = -(batch.embeds.double()[:, None] - made.clusters.centres.double()).square().sum(-1)
+    torch.testing.assert_close(made.scores(batch), expected, atol=1e-12, rtol=0)
+
+
+def test_the_centres_are_the_seed_s_and_do_not_learn(make_context) -> None:
+    prompts = around(12, 2)
+    one, same, other = (router(make_context(prompts, 4, seed=seed)).clusters.centres for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert [name for name, _ in router(make_context(prompts)).named_parameters()] == ["code_logits"]
+
+
+def test_prompts_that_are_all_alike_are_defined(make_context) -> None:
+    prompts = around(1, 1)[[0] * 8]
+    made = router(make_context(prompts))
+    assert len(serve(made.scores(prompts), torch.zeros(3)).unique()) == 1
+
+
+def test_fewer_prompts_than_experts_are_refused(make_context) -> None:
+    with pytest.raises(RequestError, match=r"3 experts are more than the 2 training prompts\."):
+        router(make_context(around(1, 2)))

@@ -109,9 +109,10 @@ def main() -> None:
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        if "optimizer" in saved:
+            optimizer.load_state_dict(saved["optimizer"])
         step, spent = saved["step"], saved["spent"]
-    clock = Clock(args.minutes, args.decay, warmup=100, spent=spent)
+    clock = Clock(args.minutes, args.decay, 100, spent, step)
     while not clock.done():
         rng = Random(f"{SEED} evaluator {step}")
         batch = groups(rng)

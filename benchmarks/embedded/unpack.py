@@ -24,14 +24,15 @@ def weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints go")
-    parser.add_argument("--step", type=int, default=0, help="steps the denoiser has seen, so that its batches are new")
+    parser.add_argument("--step", type=int, default=0, help="steps that each part has seen")
     args = parser.parse_args()
     shutil.copytree(TINY / "tokenizer", args.work / "tokenizer")
-    checkpoint(args.work / "vae.pt", {"model": weights(TINY / "vae" / "diffusion_pytorch_model.safetensors")})
-    checkpoint(args.work / "evaluator.pt", {"model": weights(ASSETS / "evaluator" / "model.safetensors")})
+    begun = {"step": args.step, "spent": 0.0}
+    checkpoint(args.work / "vae.pt", begun | {"model": weights(TINY / "vae" / "diffusion_pytorch_model.safetensors")})
+    checkpoint(args.work / "evaluator.pt", begun | {"model": weights(ASSETS / "evaluator" / "model.safetensors")})
     painter = weights(TINY / "unet" / "diffusion_pytorch_model.safetensors", "unet.")
     painter |= weights(TINY / "text_encoder" / "model.safetensors", "text.")
-    checkpoint(args.work / "unet.pt", {"model": painter, "average": painter, "step": args.step, "spent": 0.0})
+    checkpoint(args.work / "unet.pt", begun | {"model": painter, "average": painter})
 
 
 if __name__ == "__main__":

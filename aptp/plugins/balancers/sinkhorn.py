@@ -8,15 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from aptp.core import distributed
-from aptp.core.balancer import Assignment, Balancer
+from aptp.core.balancer import Assignment, Balancer, heaviest, shares_of
 from aptp.plugins.options import SinkhornOptions
 
 _EXACT = 1e3
 """Scores that differ by more than this times ε: transport is exact."""
 _PIVOTS = 10_000_000
 """At most so many steps of the exact solver."""
-_EQUAL = 1e-4
-"""Masses this near to one another, relatively, are equal; the higher score decides, as for a batch of one."""
 
 
 class SinkhornBalancer(Balancer):
@@ -40,14 +38,11 @@ class SinkhornBalancer(Balancer):
         expert_marginals: Float[Tensor, "experts"] | None = None,
         prompt_weights: Float[Tensor, "batch"] | None = None,
     ) -> Assignment:
-        everyone = distributed.gather(scores.detach())
-        weights = distributed.gather(prompt_weights) if prompt_weights is not None else torch.ones_like(everyone[:, 0])
-        shares = expert_marginals if expert_marginals is not None else torch.ones_like(everyone[0])
-        plan, _ = self._plan(_shares(weights), _shares(shares), -everyone.double())
+        everyone = distributed.gather(scores.detach()).double()
+        weights = None if prompt_weights is None else distributed.gather(prompt_weights)
+        plan, _ = self._plan(shares_of(weights, everyone[:, 0]), shares_of(expert_marginals, everyone[0]), -everyone)
         mine = distributed.own(plan)
-        best = mine >= mine.max(-1, keepdim=True).values * (1 - _EQUAL)
-        index = scores.detach().masked_fill(~best, -torch.inf).argmax(-1)
-        return Assignment(index, scores.new_zeros(()), mine.to(scores.dtype))
+        return Assignment(heaviest(mine, scores), scores.new_zeros(()), mine.to(scores.dtype))
 
     def _plan(
         self, rows: Float[Tensor, "batch"], columns: Float[Tensor, "experts"], cost: Float[Tensor, "batch experts"]
@@ -77,10 +72,6 @@ class SinkhornBalancer(Balancer):
         Served with them, a prompt gets the code that training would give it in a batch like the whole of the data: of
         a smoothed plan, whose largest masses are not quite evenly spread, just as much as of a sharp one.
         """
-        cost = -scores.detach().double()
-        _, prices = self._plan(_shares(torch.ones_like(cost[:, 0])), _shares(torch.ones_like(cost[0])), cost)
+        scores = scores.detach().double()
+        _, prices = self._plan(shares_of(None, scores[:, 0]), shares_of(None, scores[0]), -scores)
         return prices - prices.mean()
-
-
-def _shares(weights: Tensor) -> Tensor:
-    return weights.double() / weights.double().sum()

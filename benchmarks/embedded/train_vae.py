@@ -18,7 +18,7 @@ from torch import Tensor
 SEED = 101
 KIND_WEIGHTS = (0.5, 1.5, 2, 1.5, 4.5)
 BATCH = 16
-RATE = 1e-3
+RATE = 2e-3
 KL = 2e-4
 
 
@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints go")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--decay", type=float, default=9, help="minutes of linear decay at the end")
-    parser.add_argument("--decoder", action="store_true", help="leave the encoder and its latents as they are")
     args = parser.parse_args()
     torch.manual_seed(SEED)
     model = autoencoder()
@@ -67,9 +66,6 @@ def main() -> None:
         if "optimizer" in saved:
             optimizer.load_state_dict(saved["optimizer"])
         step, spent = saved["step"], saved["spent"]
-    if args.decoder:
-        model.encoder.requires_grad_(False)
-        model.quant_conv.requires_grad_(False)
     clock = Clock(args.minutes, args.decay, 30, spent, step)
     while not clock.done():
         rng = Random(f"{SEED} vae {step}")

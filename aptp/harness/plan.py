@@ -55,9 +55,10 @@ def _estimate(work: Workspace) -> Plan:
     prompts = min(config.evaluate.prompts, len(work.chosen.validation))
     methods = 1 + len(config.compare)
     calls = config.evaluate.steps * (2 if config.evaluate.guidance > 1 else 1)
-    learned = config.pruner is None
+    pruners = [work.host.target("pruner", choice.name) for choice in (config.pruner, *config.compare) if choice]
+    searches = (config.pruner is None) + sum(pruner.searches for pruner in pruners)
     # a backward pass costs about two forward ones, or one where no weight takes a gradient
-    search = config.search.steps * config.search.batch * call * (1 + 1 + 1.2) * learned
+    search = config.search.steps * config.search.batch * call * (1 + 1 + 1.2) * searches
     recover = config.recover.steps * config.recover.batch * call * (1 + 3 * target) * methods
     adapt = config.adapt.steps * config.adapt.batch * call * 3
     draw = prompts * (calls * call * (1 + target * methods) + encode * (1 + methods))
@@ -68,7 +69,7 @@ def _estimate(work: Workspace) -> Plan:
     stages = [
         PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
         PlannedStage("adapt", adapt, f"{config.adapt.steps:,} steps of fine-tuning the dense model"),
-        PlannedStage("search", search, f"{config.search.steps:,} steps for {config.experts} experts"),
+        PlannedStage("search", search, f"{config.search.steps:,} steps for each search of codes ({searches})"),
         PlannedStage("recover", recover, f"{config.recover.steps:,} steps for each pruned model ({methods})"),
         PlannedStage("generate", draw, f"{prompts:,} pictures of the dense and each pruned model ({methods + 1})"),
     ]

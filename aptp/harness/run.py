@@ -42,10 +42,8 @@ LIBRARIES = (
     "torchmetrics",
     "safetensors",
 )
-FAR_FROM_TARGET = 0.05
-"""An uncalibrated cost further than this share from the target is worth a warning."""
 MISSED = 0.01
-"""So is a calibrated one further than this."""
+"""A calibrated cost further than this share from the target is worth a warning."""
 
 
 def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progress: Progress) -> Record:
@@ -197,7 +195,9 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
 
 
 def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
-    record, target = work.record, work.config.budget.target
+    record = work.record
+    has_target = work.pruner is None or work.pruner.takes_target
+    target = work.config.budget.target if has_target else found.expected
     record.budget = Budget(
         estimator=work.config.budget.name,
         unit=work.cost_model.unit,
@@ -226,11 +226,6 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         )
         for index, architecture in enumerate(found.architectures)
     ]
-    if work.config.pruner is None and abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
-        work.warn(
-            f"the search ended at {found.uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
-            f"calibration moved it to {found.expected:.3f}. Search longer, or with another rate or offset."
-        )
     if abs(found.expected / target - 1) > MISSED:
         work.warn(f"the budget is {target:g}, and {found.expected:.3f} the nearest level that these gates have.")
 

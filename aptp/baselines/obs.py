@@ -1,0 +1,170 @@
+"""OBS: second-order pruning that updates the weights which stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from aptp.baselines.options import OBSOptions
+from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, check_reach, keep_best, misfit
+
+NOTHING = 1e-20
+"""Stands for the inputs or the output of a layer that has none, so that it can be divided by."""
+
+
+class OBSPruner(StaticPruner):
+    """Drops units by the error that stays at the layer that consumes them when its other weights make up for it.
+
+    H = XᵀX of that layer's inputs over calibration batches of the dense model, plus damping. Removing unit u adds
+    tr(W_u [H⁻¹]_uu⁻¹ W_uᵀ) to the squared error of the layer's output; units go greedily, weights and H⁻¹ following. A
+    unit's score is the error with it and all units before it gone, as a share of the output's energy tr(W H Wᵀ): a
+    number in [0, 1] that compares across sites, so one threshold means the same relative error everywhere. The weights
+    that stay are then the least-squares answer for the units that did. Blocks all stay.
+
+    All Hessians are held at once, in float64. (Hassibi and Stork 1992; by groups as in Kurtic et al. 2023, "ZipLM"; for
+    diffusion models Zhu et al. 2025, "OBS-Diff".)
+    """
+
+    Options = OBSOptions
+
+    def __init__(self, options: OBSOptions) -> None:
+        self.options = options
+
+    def check(self, context: PrunerContext) -> None:
+        if not context.space.width_gates.any():
+            raise misfit(
+                context,
+                "pruner 'obs' drops units inside layers, and this space has whole blocks only; choose granularity "
+                "width or width-depth",
+            )
+        check_reach(context, context.space.width_gates)
+
+    def prune(self, context: PrunerContext) -> Pruned:
+        self.check(context)
+        problems = self.problems(context)
+        scores = torch.full((context.space.num_gates,), torch.inf, dtype=torch.float64)
+        width = [pair for pair in zip(context.space.sites, context.space.slices, strict=True) if not pair[0].is_block]
+        for site, place in width:
+            scores[place] = elimination([problems[tap] for tap in site.taps], site.units).cpu()
+        architecture = keep_best(context, scores)
+        weights = {}
+        for site, place in width:
+            kept = architecture.gates[place].bool()
+            for tap in site.taps if not kept.all() else ():
+                old = context.module.get_submodule(tap).weight
+                weights[f"{tap}.weight"] = update(problems[tap], kept).reshape(old.shape).to(old.dtype)
+        return Pruned(architecture, weights)
+
+    def problems(self, context: PrunerContext) -> dict[str, Problem]:
+        """The least-squares problem of every layer that consumes the units of a site, by its path."""
+        taps = {tap: context.module.get_submodule(tap) for site in context.space.sites for tap in site.taps}
+        with torch.no_grad(), _hessians(taps) as hessians:
+            for _ in islice(context.calibration_loss(), self.options.batches):
+                pass
+        return {tap: Problem.damped(layer, hessians[tap], self.options.damping) for tap, layer in taps.items()}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a layer computes, as ‖(W′ − W)X‖² to be kept small: float64, a convolution's window part of its inputs."""
+
+    weight: Float[Tensor, "out in"]
+    hessian: Float[Tensor, "in in"]
+    """Damped: positive definite."""
+
+    @classmethod
+    def damped(cls, layer: nn.Module, hessian: Float[Tensor, "in in"], damping: float) -> Problem:
+        """With `damping` times the mean of the Hessian's diagonal added to the diagonal."""
+        scale = damping * hessian.diagonal().mean().clamp(min=NOTHING)
+        eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        return cls(layer.weight.detach().double().flatten(1), hessian + scale * eye)
+
+    @property
+    def energy(self) -> Tensor:
+        """Σ of the squares of the layer's outputs, damping included."""
+        return ((self.weight @ self.hessian) * self.weight).sum().clamp(min=NOTHING)
+
+
+def elimination(problems: list[Problem], units: int) -> Float[Tensor, "units"]:
+    """For each unit the relative error once it and the units before it are gone, the mean over the layers that take it.
+
+    Units are equal runs of each layer's inputs; at every step that one goes which adds least.
+    """
+    weights = [problem.weight.clone() for problem in problems]
+    inverses = [torch.cholesky_inverse(torch.linalg.cholesky(problem.hessian)) for problem in problems]
+    scores, error, left = weights[0].new_empty(units), weights[0].new_zeros(()), list(range(units))
+    while left:
+        added = torch.stack(
+            [
+                _added_error(w, i, units)[left] / problem.energy
+                for problem, w, i in zip(problems, weights, inverses, strict=True)
+            ]
+        ).mean(0)
+        unit = left.pop(int(added.argmin()))
+        error = scores[unit] = error + added.min()
+        for weight, inverse in zip(weights, inverses, strict=True):
+            _eliminate(weight, inverse, unit, units)
+    return scores
+
+
+def _added_error(weight: Tensor, inverse: Tensor, units: int) -> Float[Tensor, "units"]:
+    """tr(W_u [H⁻¹]_uu⁻¹ W_uᵀ) of each unit; that of one that is gone means nothing."""
+    size = len(inverse) // units
+    blocks = inverse.view(units, size, units, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    rows = weight.view(-1, units, size).permute(1, 2, 0)
+    return (rows * torch.linalg.solve_ex(blocks, rows).result).sum((1, 2)).clamp(min=0)
+
+
+def _eliminate(weight: Tensor, inverse: Tensor, unit: int, units: int) -> None:
+    """Take a unit's inputs out, in place: the other weights make up for it, H⁻¹ becomes that of the inputs left."""
+    size = len(inverse) // units
+    mine = slice(unit * size, (unit + 1) * size)
+    share = torch.linalg.solve(inverse[mine, mine], inverse[mine])
+    weight -= weight[:, mine] @ share
+    inverse -= inverse[:, mine] @ share
+    weight[:, mine] = 0
+    inverse[mine], inverse[:, mine] = 0, 0
+    inverse[mine, mine] = torch.eye(size, dtype=inverse.dtype, device=inverse.device)
+
+
+def update(problem: Problem, kept: Float[Tensor, "units"]) -> Float[Tensor, "out in"]:
+    """The weights that answer most like the layer's own without the inputs of the units that are not kept (zeros)."""
+    stays = kept.to(problem.hessian.device).repeat_interleave(len(problem.hessian) // len(kept))
+    wanted = problem.weight @ problem.hessian[:, stays]
+    factor = torch.linalg.cholesky(problem.hessian[stays][:, stays])
+    weight = torch.zeros_like(problem.weight)
+    weight[:, stays] = torch.cholesky_solve(wanted.T, factor).T
+    return weight
+
+
+@contextmanager
+def _hessians(taps: dict[str, nn.Module]) -> Iterator[dict[str, Float[Tensor, "in in"]]]:
+    """Sum XᵀX over what the layers are called with inside the context."""
+    sums: dict[str, Tensor] = {}
+
+    def watch(path: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            for example in args[0].split(1):
+                rows = _rows(layer, example).double()
+                sums[path] = sums.get(path, 0) + rows.T @ rows
+
+        return layer.register_forward_pre_hook(hook)
+
+    with ExitStack() as stack:
+        for path, layer in taps.items():
+            stack.callback(watch(path, layer).remove)
+        yield sums
+
+
+def _rows(layer: nn.Module, example: Tensor) -> Float[Tensor, "places in"]:
+    """What each output is a linear function of: the channels of a place, for a convolution those of its window."""
+    if not isinstance(layer, nn.Conv2d):
+        return example.flatten(0, -2)
+    window = {name: getattr(layer, name) for name in ("kernel_size", "dilation", "padding", "stride")}
+    return nn.functional.unfold(example, **window)[0].T

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from aptp.core.errors import RequestError, unknown
 from aptp.core.options import Options, RelaxationOptions
@@ -125,6 +125,9 @@ class EvaluateOptions(Options):
     guidance: float = Field(3.0, ge=0)
     batch: int = Field(40, gt=0)
     gallery: int = Field(2, ge=0, description="prompts of each kind that every expert draws")
+    dense_steps: list[PositiveInt] = Field(
+        [], description="numbers of sampling steps with which the dense model is evaluated too"
+    )
 
 
 class RunConfig(Options):

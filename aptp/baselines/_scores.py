@@ -1,4 +1,4 @@
-"""What the criteria share: which values a unit carries, and scores that compare across sites."""
+"""What the criteria share: the values that a unit carries, and scores of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from aptp.core.anatomy import Part
 from aptp.core.architecture import SearchSpace
 from aptp.core.pruner import PrunerContext
 
-Norm = Literal["l1", "l2"]
 Values = Mapping[str, Tensor]
-"""One value a weight, by the name and in the shape of the parameter; convolutions and linear layers only."""
+"""One value a weight of the convolutions and linear layers, by the parameter's name and in its shape."""
 
 
 def weights(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -24,52 +23,64 @@ def weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{path}.weight": layer.weight for path, layer in layers}
 
 
-def gate_scores(module: nn.Module, space: SearchSpace, values: Values, norm: Norm) -> Float[Tensor, "gates"]:
-    """One score a gate, in float64.
+def magnitudes(module: nn.Module, space: SearchSpace, norm: Literal["l1", "l2"] = "l1") -> Float[Tensor, "gates"]:
+    """The size of each gate's weights, in float64.
 
-    A unit's is the mean over the layers that carry it of the norm of its values there, divided by the mean of its site,
-    so that layers of different scale compare; a block's is the norm of all its values, divided by the mean over the
-    blocks of its type. The norm is the mean absolute value (l1) or the root mean square (l2).
+    A unit's is the mean over the layers that carry it of the mean absolute value (l1) or root mean square (l2) of its
+    weights there, divided by the mean of its site, so that layers of different scale compare; a block's is that of all
+    its weights, divided by the mean over the blocks of its type.
     """
-    scores = torch.empty(space.num_gates, dtype=torch.float64)
-    blocks: dict[type, list[int]] = {}
+    values = weights(module)
+
+    def size(values: Float[Tensor, "*units values"]) -> Float[Tensor, "*units"]:
+        return values.abs().mean(-1) if norm == "l1" else values.square().mean(-1).sqrt()
+
+    sizes = torch.empty(space.num_gates, dtype=torch.float64)
+    peers: dict[type, list[int]] = {}
     for site, place in zip(space.sites, space.slices, strict=True):
         if site.is_block:
-            inside = [value.detach().flatten() for name, value in values.items() if name.startswith(f"{site.path}.")]
-            scores[place] = _norm(torch.cat(inside), norm).cpu()
-            blocks.setdefault(type(module.get_submodule(site.path)), []).append(place.start)
+            sizes[place] = size(_of_block(site, values)).cpu()
+            peers.setdefault(type(module.get_submodule(site.path)), []).append(place.start)
         else:
-            scores[place] = _relative(_of_units(site, values, norm).cpu())
-    for members in blocks.values():
-        scores[members] = _relative(scores[members])
+            sizes[place] = torch.stack([size(layer) for layer in _of_units(site, values)]).mean(0).cpu()
+            sizes[place] /= sizes[place].mean()
+    for gates in peers.values():
+        sizes[gates] /= sizes[gates].mean()
+    return sizes
+
+
+def taylor_scores(context: PrunerContext, losses: Iterable[Float[Tensor, ""]]) -> Float[Tensor, "gates"]:
+    """Σ |w · ∂L/∂w| over all weights that a gate closes, L the sum of the losses, in float64.
+
+    To first order, how much the loss may change; in its own units, so that units, sites and blocks compare as they are.
+    """
+    carried = weights(context.module)
+    slopes = {name: torch.zeros_like(weight) for name, weight in carried.items()}
+    for loss in losses:
+        for name, slope in zip(
+            carried, torch.autograd.grad(loss, list(carried.values()), allow_unused=True), strict=True
+        ):
+            if slope is not None:
+                slopes[name] += slope
+    values = {name: (weight.detach() * slopes[name]).abs() for name, weight in carried.items()}
+    scores = torch.empty(context.space.num_gates, dtype=torch.float64)
+    for site, place in zip(context.space.sites, context.space.slices, strict=True):
+        if site.is_block:
+            scores[place] = _of_block(site, values).sum().cpu()
+        else:
+            scores[place] = sum(layer.sum(-1).cpu() for layer in _of_units(site, values))
     return scores
 
 
-def _of_units(site: Part, values: Values, norm: Norm) -> Float[Tensor, "units"]:
+def _of_block(site: Part, values: Values) -> Float[Tensor, "values"]:
+    return torch.cat([v.detach().double().flatten() for name, v in values.items() if name.startswith(f"{site.path}.")])
+
+
+def _of_units(site: Part, values: Values) -> list[Float[Tensor, "units values"]]:
+    """Layer by layer what each unit carries there."""
     layers = []
     for cut in site.cuts:
         if (value := values.get(f"{cut.path}.weight")) is not None:
-            rows = value.detach() if cut.side == "out" else value.detach().transpose(0, 1)
-            layers.append(_norm(rows.reshape(cut.chunks, site.units, -1).transpose(0, 1).flatten(1), norm))
-    return torch.stack(layers).mean(0)
-
-
-def _norm(values: Float[Tensor, "*units values"], norm: Norm) -> Float[Tensor, "*units"]:
-    values = values.double()
-    return values.abs().mean(-1) if norm == "l1" else values.square().mean(-1).sqrt()
-
-
-def _relative(scores: Float[Tensor, "units"]) -> Float[Tensor, "units"]:
-    return scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny)
-
-
-def taylor_values(context: PrunerContext, losses: Iterable[Float[Tensor, ""]]) -> dict[str, Tensor]:
-    """Weight times the gradient of the summed losses: the first-order change of the loss as the weight goes to zero."""
-    carried = weights(context.module)
-    sums = {name: torch.zeros_like(weight) for name, weight in carried.items()}
-    for loss in losses:
-        slopes = torch.autograd.grad(loss, list(carried.values()), allow_unused=True)
-        for name, slope in zip(carried, slopes, strict=True):
-            if slope is not None:
-                sums[name] += slope
-    return {name: weight.detach() * sums[name] for name, weight in carried.items()}
+            rows = value.detach().double() if cut.side == "out" else value.detach().double().transpose(0, 1)
+            layers.append(rows.reshape(cut.chunks, site.units, -1).transpose(0, 1).flatten(1))
+    return layers

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aptp.baselines._scores import gate_scores, taylor_values
+from aptp.baselines._scores import taylor_scores
 from aptp.baselines.options import DiffPruningOptions
 from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
 
@@ -34,8 +34,7 @@ class DiffPruningPruner(StaticPruner):
 
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
         """Of every gate; the larger, the longer it stays."""
-        values = taylor_values(context, self._informative_losses(context))
-        return gate_scores(context.module, context.space, values, "l1")
+        return taylor_scores(context, self._informative_losses(context))
 
     def informative_times(self, context: PrunerContext) -> list[int]:
         """The times of the grid that are kept, in rising order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from aptp.baselines._scores import gate_scores, weights
+from aptp.baselines._scores import magnitudes
 from aptp.baselines.options import MagnitudeOptions
 from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
 
@@ -27,4 +27,4 @@ class MagnitudePruner(StaticPruner):
 
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
         """Of every gate; the larger, the longer it stays."""
-        return gate_scores(context.module, context.space, weights(context.module), self.options.norm)
+        return magnitudes(context.module, context.space, self.options.norm)

@@ -7,17 +7,17 @@ from itertools import islice
 from jaxtyping import Float
 from torch import Tensor
 
-from aptp.baselines._scores import gate_scores, taylor_values
+from aptp.baselines._scores import taylor_scores
 from aptp.baselines.options import TaylorOptions
 from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
 
 
 class TaylorPruner(StaticPruner):
-    """A weight's value is |w · Σ ∂L/∂w|, the gradient summed over the batches before the absolute value is taken.
+    """A gate's score is Σ |w · ∂L/∂w| over all weights that it closes, the gradient summed over batches first.
 
-    Units, sites and blocks are scored from these values as magnitude's are from the weights: the mean over a unit's
-    weights, then over the layers that carry it, relative to its site. (Molchanov et al. 2019, "Importance Estimation
-    for Neural Network Pruning", their first-order form for weights.)
+    Scores are in the loss's own units and are not divided by their site's mean, as magnitude's must be. (Molchanov et
+    al. 2019, "Importance Estimation for Neural Network Pruning", by absolute value; on the embedded model at 0.66,
+    scores relative to their site leave 17 times the error before recovery.)
     """
 
     Options = TaylorOptions
@@ -31,5 +31,4 @@ class TaylorPruner(StaticPruner):
 
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
         """Of every gate; the larger, the longer it stays."""
-        values = taylor_values(context, islice(context.calibration_loss(), self.options.batches))
-        return gate_scores(context.module, context.space, values, "l1")
+        return taylor_scores(context, islice(context.calibration_loss(), self.options.batches))

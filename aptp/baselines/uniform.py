@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aptp.baselines._scores import gate_scores, taylor_values, weights
+from aptp.baselines._scores import magnitudes, taylor_scores
 from aptp.baselines.options import UniformOptions
 from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best, misfit
 
@@ -47,10 +47,9 @@ class UniformPruner(StaticPruner):
     def _criterion(self, context: PrunerContext) -> Float[Tensor, "gates"]:
         match self.options.criterion:
             case "magnitude":
-                return gate_scores(context.module, context.space, weights(context.module), "l1")
+                return magnitudes(context.module, context.space)
             case "taylor":
-                values = taylor_values(context, islice(context.calibration_loss(), self.options.batches))
-                return gate_scores(context.module, context.space, values, "l1")
+                return taylor_scores(context, islice(context.calibration_loss(), self.options.batches))
             case "random":
                 generator = torch.Generator().manual_seed(context.seed)
                 return torch.rand(context.space.num_gates, generator=generator, dtype=torch.float64)

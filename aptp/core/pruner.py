@@ -17,7 +17,6 @@ from aptp.core.budget import CostModel
 from aptp.core.calibration import calibrate
 from aptp.core.errors import RequestError
 
-
 TOLERANCE = 0.01
 """The share of its target by which a cost may miss it."""
 

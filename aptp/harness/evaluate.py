@@ -58,8 +58,11 @@ def draw_pictures(
     prompts: Sequence[str],
     seeds: Sequence[int],
     experts: Sequence[int],
+    steps: int | None = None,
 ) -> None:
     """Draw what is not yet in `folder`, as `000.png`, …; expert −1 is the dense model.
+
+    `steps` are the sampling steps, the run's own by default.
 
     A part of four batches is drawn whole or not at all, so that a resumed run draws the same bits.
     """
@@ -74,7 +77,7 @@ def draw_pictures(
                 [prompts[i] for i in part],
                 seed=[seeds[i] for i in part],
                 experts=[experts[i] for i in part],
-                num_inference_steps=options.steps,
+                num_inference_steps=steps or options.steps,
                 guidance_scale=options.guidance,
                 batch_size=options.batch,
                 advance=advance,
@@ -145,6 +148,24 @@ def dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) ->
         metrics=metrics_of(work, folder, work.path("samples/real"), questions, experts),
         samples="samples/dense",
     )
+
+
+def dense_results_of_steps(work: Workspace, pipe: RoutedPipeline, questions: Questions, dense: Result) -> list[Result]:
+    """Rows of the dense model with the other numbers of sampling steps that the run asks for."""
+    experts, options = [-1] * len(questions.samples), work.config.evaluate
+    results = []
+    for steps in dict.fromkeys(options.dense_steps):
+        folder = f"samples/dense-{steps}"
+        draw_pictures(work, pipe, work.path(folder), questions.prompts, questions.seeds, experts, steps)
+        figures = {
+            "name": f"dense, {steps} steps",
+            "fraction": steps / options.steps,
+            "metrics": metrics_of(work, work.path(folder), work.path("samples/real"), questions, experts),
+            "samples": folder,
+            "sampling_steps": steps,
+        }
+        results.append(dense.model_copy(update=figures))
+    return results
 
 
 def method_result(

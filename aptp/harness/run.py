@@ -111,7 +111,8 @@ def _stages(work: Workspace) -> None:
     evaluate.save_real(work, questions)
     record.results = []
     with _timed(work, "evaluate"):
-        record.results.append(evaluate.dense_result(work, pipe, questions))
+        dense = evaluate.dense_result(work, pipe, questions)
+        record.results += [dense, *evaluate.dense_results_of_steps(work, pipe, questions, dense)]
         record.results.append(_result(work, pipe, questions, route, work.path("samples/real")))
     others = {}
     for choice in config.compare:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from aptp.baselines.options import OBSOptions
@@ -135,7 +135,7 @@ def _eliminate(weight: Tensor, inverse: Tensor, unit: int, units: int) -> None:
     inverse[mine, mine] = torch.eye(size, dtype=inverse.dtype, device=inverse.device)
 
 
-def update(problem: Problem, kept: Float[Tensor, "units"]) -> Float[Tensor, "out in"]:
+def update(problem: Problem, kept: Bool[Tensor, "units"]) -> Float[Tensor, "out in"]:
     """The weights that answer most like the layer's own without the inputs of the units that are not kept (zeros)."""
     stays = kept.to(problem.hessian.device).repeat_interleave(len(problem.hessian) // len(kept))
     wanted = problem.weight @ problem.hessian[:, stays]

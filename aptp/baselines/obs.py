@@ -29,7 +29,8 @@ class OBSPruner(StaticPruner):
 
     All Hessians are held at once, in float64. (Hassibi and Stork 1992; by groups as in Kurtic et al. 2023, "ZipLM"; for
     diffusion models Zhu et al. 2025, "OBS-Diff". The factor is K-FAC's with one number for all outputs, Martens and
-    Grosse 2015; on the embedded model at 0.66, errors relative to each output's size do 80 times worse.)
+    Grosse 2015; on the embedded model at 0.66, errors relative to each output's size leave a teacher error of 0.025
+    before recovery, these 0.0003.)
     """
 
     Options = OBSOptions
@@ -57,7 +58,9 @@ class OBSPruner(StaticPruner):
         weights = {}
         for site, place in width:
             kept = architecture.gates[place].bool()
-            for tap in site.taps if not kept.all() else ():
+            if kept.all():
+                continue
+            for tap in site.taps:
                 old = context.module.get_submodule(tap).weight
                 weights[f"{tap}.weight"] = update(problems[tap], kept).reshape(old.shape).to(old.dtype)
         return Pruned(architecture, weights)

@@ -17,7 +17,7 @@ class TaylorPruner(StaticPruner):
 
     Scores are in the loss's own units and are not divided by their site's mean, as magnitude's must be. (Molchanov et
     al. 2019, "Importance Estimation for Neural Network Pruning", by absolute value; on the embedded model at 0.66,
-    scores relative to their site leave 17 times the error before recovery.)
+    scores relative to their site leave 0.18 of teacher error before recovery, these 0.011.)
     """
 
     Options = TaylorOptions

@@ -23,6 +23,7 @@ from aptp.harness.measure import latency_ms, peak_memory_mb
 from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
+from aptp.report.wording import plural
 
 TEACHER_PICTURES = 128
 """Validation latents on which experts are compared with the dense model."""
@@ -158,7 +159,7 @@ def dense_results_of_steps(work: Workspace, pipe: RoutedPipeline, questions: Que
         folder = f"samples/dense-{steps}"
         draw_pictures(work, pipe, work.path(folder), questions.prompts, questions.seeds, experts, steps)
         figures = {
-            "name": f"dense, {steps} steps",
+            "name": f"dense, {plural(steps, 'step')}",
             "fraction": steps / options.steps,
             "metrics": metrics_of(work, work.path(folder), work.path("samples/real"), questions, experts),
             "samples": folder,

@@ -25,13 +25,13 @@ PAGES = sorted(
 HOOKS = sorted(name for name in vars(Hooks) if name.startswith("aptp_"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TERMS = """
-    anatomy, APTP, architecture, balancer, block, budget, calibration, caption dropout, classifier-free
-    guidance, CMMD, code, contrastive loss, cost model, cut, dense, denoiser, depth site, distillation,
-    embedding, encoder, expert, floor, fraction, Fréchet distance, gallery, gate, granularity, harness, hook,
-    kind, load, logit, MACs, margin, marginals, masked, metric, min-SNR, part, pass-through, perplexity, plan,
-    plugin, preset, prompt, pruner, record, recovery, relaxation, resource loss, route, router, run directory,
-    score, search, search space, serving bias, site, sliced, spread, stage, straight-through, tap, teacher,
-    teacher error, threshold, unit, width site
+    anatomy, APTP, architecture, balancer, block, block influence, budget, calibration, calibration batch,
+    caption dropout, classifier-free guidance, CMMD, code, contrastive loss, cost model, cut, damping, dense,
+    denoiser, depth site, distillation, embedding, encoder, expert, floor, fraction, Fréchet distance, gallery,
+    gate, granularity, harness, Hessian, hook, kind, load, logit, MACs, margin, marginals, masked, metric,
+    min-SNR, part, pass-through, perplexity, plan, plugin, preset, prompt, pruner, record, recovery, relaxation,
+    resource loss, route, router, run directory, score, search, search space, serving bias, site, sliced,
+    spread, stage, straight-through, tap, Taylor score, teacher, teacher error, threshold, unit, width site
 """
 
 

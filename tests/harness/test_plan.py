@@ -47,3 +47,11 @@ def test_a_static_run_has_no_search(small_config: RunConfig) -> None:
 def test_refuses_what_a_run_would(small_config: RunConfig, changes: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         plan(changed(small_config, **changes), default_host())
+
+
+def test_a_learned_code_is_searched_for_and_dense_rows_are_drawn(small_config: RunConfig) -> None:
+    alone = plan(changed(small_config, compare=[]), default_host())
+    beside = plan(changed(small_config, compare=["learned"], evaluate={"dense_steps": [9, 8]}), default_host())
+    seconds, both = ({stage.name: stage.seconds for stage in planned.stages} for planned in (alone, beside))
+    assert both["search"] > 1.3 * seconds["search"]
+    assert "(5)" in next(stage.what for stage in beside.stages if stage.name == "generate")

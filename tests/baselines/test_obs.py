@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from aptp.api import search_space
-from aptp.baselines.obs import OBSPruner, Problem, _rows, elimination, update
+from aptp.baselines._surgeon import Problem, elimination, update
+from aptp.baselines.obs import OBSPruner, _rows
 from aptp.core.pruner import PrunerContext
 from aptp.testing import check_pruner, tiny_pruner_context, tiny_unet
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aptp.core.errors import RequestError, unknown
 from aptp.core.options import Options, RelaxationOptions
@@ -138,6 +138,16 @@ class EvaluateOptions(Options):
     guidance: float = Field(3.0, ge=0)
     batch: int = Field(40, gt=0)
     gallery: int = Field(2, ge=0, description="prompts of each kind that every expert draws")
+    dense_steps: list[int] = Field(
+        [], description="other numbers of sampling steps with which the dense model is evaluated too, each in a row"
+    )
+
+    @field_validator("dense_steps")
+    @classmethod
+    def _positive(cls, steps: list[int]) -> list[int]:
+        if any(count < 1 for count in steps):
+            raise ValueError("a number of sampling steps is 1 or more")
+        return steps
 
 
 class RunConfig(Options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _kind(text: str) -> str:
-    return text.replace(" | None", " or none").replace("Literal[", "one of ").replace("]", "")
+    return re.sub(r"Literal\[(.*?)\]", r"one of \1", text.replace(" | None", " or none"))
 
 
 def _cell(text: str) -> str:

@@ -198,3 +198,9 @@ def test_a_static_run_has_one_expert_and_compares_with_none(host: Host) -> None:
     static = config.static(config.compare[0]).resolved(host)
     assert (static.pruner.name, static.experts, static.router.name, static.compare) == ("magnitude", 1, "constant", [])
     assert static.budget == config.resolved(host).budget
+
+
+def test_dense_steps_are_numbers_of_steps() -> None:
+    assert load_config(assignments=["evaluate.dense_steps=[10, 5]"]).evaluate.dense_steps == [10, 5]
+    with pytest.raises(RequestError, match=r"'evaluate\.dense_steps' of the run is \[10, 0\]"):
+        load_config(assignments=["evaluate.dense_steps=[10, 0]"])

@@ -71,6 +71,8 @@ class Result(_Part):
     metrics: dict[str, float] = Field(default_factory=dict)
     samples: str | None = None
     """Folder of its pictures, relative to the run."""
+    sampling_steps: int | None = None
+    """Of the dense model, where they are not the run's own; its cost is then that of a picture."""
 
 
 class Record(_Part):

@@ -25,6 +25,7 @@ from aptp.harness.teacher import teacher_error
 from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
+from aptp.report.wording import plural
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ def draw_pictures(
     prompts: Sequence[str],
     seeds: Sequence[int],
     experts: Sequence[int],
+    steps: int | None = None,
 ) -> None:
     """Draw what is not yet in `folder`, as `000.png`, …; expert −1 is the dense model.
+
+    `steps` are the sampling steps, the run's own by default.
 
     A part of four batches is drawn whole or not at all, so that a resumed run draws the same bits.
     """
@@ -75,7 +79,7 @@ def draw_pictures(
                 [prompts[i] for i in part],
                 seed=[seeds[i] for i in part],
                 experts=[experts[i] for i in part],
-                num_inference_steps=options.steps,
+                num_inference_steps=steps or options.steps,
                 guidance_scale=options.guidance,
                 batch_size=options.batch,
                 advance=advance,
@@ -125,8 +129,16 @@ def _pictures(folder: Path, places: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
-def dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -> Result:
-    """The dense model's row."""
+def dense_results(work: Workspace, pipe: RoutedPipeline, questions: Questions) -> list[Result]:
+    """The dense model's row, and one for each other number of sampling steps that the run asks for."""
+    dense = _dense_result(work, pipe, questions)
+    return [
+        dense,
+        *(_with_steps(work, pipe, questions, dense, n) for n in dict.fromkeys(work.config.evaluate.dense_steps)),
+    ]
+
+
+def _dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -> Result:
     experts = [-1] * len(questions.samples)
     folder = work.path("samples/dense")
     draw_pictures(work, pipe, folder, questions.prompts, questions.seeds, experts)
@@ -143,6 +155,19 @@ def dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) ->
         metrics=metrics_of(work, folder, questions, experts),
         samples="samples/dense",
     )
+
+
+def _with_steps(work: Workspace, pipe: RoutedPipeline, questions: Questions, dense: Result, steps: int) -> Result:
+    experts, folder = [-1] * len(questions.samples), f"samples/dense-{steps}"
+    draw_pictures(work, pipe, work.path(folder), questions.prompts, questions.seeds, experts, steps)
+    figures = {
+        "name": f"dense, {plural(steps, 'step')}",
+        "fraction": steps / work.config.evaluate.steps,
+        "metrics": metrics_of(work, work.path(folder), questions, experts),
+        "samples": folder,
+        "sampling_steps": steps,
+    }
+    return dense.model_copy(update=figures)
 
 
 def method_result(

@@ -60,13 +60,17 @@ def _estimate(work: Workspace) -> Plan:
     encode = _seconds_of_encoding(work)
     prompts = min(config.evaluate.prompts, len(work.chosen.validation))
     methods = 1 + len(config.compare)
-    calls = config.evaluate.steps * (2 if config.evaluate.guidance > 1 else 1)
-    learned = config.pruner is None and work.bare_router().learns
+    guided = 2 if config.evaluate.guidance > 1 else 1
+    calls, dense_calls = (guided * steps for steps in (config.evaluate.steps, sum(config.evaluate.dense_steps)))
+    pruners = [work.host.target("pruner", choice.name) for choice in (config.pruner, *config.compare) if choice]
+    own = config.pruner is None and work.bare_router().learns
+    searches = own + sum(pruner.searches for pruner in pruners)
     # a backward pass costs about two forward ones, or one where no weight takes a gradient
-    search = config.search.steps * config.search.batch * call * (1 + 1 + 1.2) * learned
+    search = config.search.steps * config.search.batch * call * (1 + 1 + 1.2) * searches
     recover = config.recover.steps * config.recover.batch * call * (1 + 3 * target) * methods
     adapt = config.adapt.steps * config.adapt.batch * call * 3
-    draw = prompts * (calls * call * (1 + target * methods) + encode * (1 + methods))
+    drawn = 1 + len(config.evaluate.dense_steps) + methods
+    draw = prompts * ((calls * (1 + target * methods) + dense_calls) * call + encode * drawn)
     weights = sum(p.numel() * 4 for p in work.dense.parameters()) / 1e6
     experts = weights * target * (config.experts + len(config.compare))
     latents = pictures * work.dense.config.in_channels * work.sample_size**2 * 4 / 1e6
@@ -76,7 +80,7 @@ def _estimate(work: Workspace) -> Plan:
         PlannedStage("adapt", adapt, f"{config.adapt.steps:,} steps of fine-tuning the dense model"),
         PlannedStage("search", search, f"{config.search.steps:,} steps for {config.experts} experts"),
         PlannedStage("recover", recover, f"{config.recover.steps:,} steps for each pruned model ({methods})"),
-        PlannedStage("generate", draw, f"{prompts:,} pictures of the dense and each pruned model ({methods + 1})"),
+        PlannedStage("generate", draw, f"{prompts:,} pictures of the dense and each pruned model ({drawn})"),
     ]
     states = weights * (4 if config.recover.steps or config.adapt.steps else 1)
     activations = peak_memory_mb(work.denoiser, work.dense, work.sample_size, work.text_tokens) - weights

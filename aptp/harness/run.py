@@ -43,10 +43,8 @@ LIBRARIES = (
     "torchmetrics",
     "safetensors",
 )
-FAR_FROM_TARGET = 0.05
-"""An uncalibrated cost further than this share from the target is worth a warning."""
 MISSED = 0.01
-"""So is a calibrated one further than this."""
+"""A calibrated cost further than this share from the target is worth a warning."""
 
 
 def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progress: Progress) -> Record:
@@ -118,8 +116,8 @@ def _stages(work: Workspace) -> None:
     pipe, route = _method(work)
     evaluate.save_real(work, questions)
     with _timed(work, "evaluate"):
-        dense = evaluate.dense_result(work, pipe, questions)
-        rows = [(dense, pipe, [-1] * len(questions.samples)), _row(work, pipe, questions, route)]
+        rows = [(row, pipe, [-1] * len(questions.samples)) for row in evaluate.dense_results(work, pipe, questions)]
+        rows.append(_row(work, pipe, questions, route))
     statics, others = [], {}
     for choice in config.compare:
         static = work.beside(config.static(choice), work.path(f"baselines/{choice.name}"))
@@ -129,15 +127,13 @@ def _stages(work: Workspace) -> None:
         statics.append(static)
     with _timed(work, "latency"):
         evaluate.measure_latency(work, rows)
-    results = [result for result, _, _ in rows]
-    for static, result in zip(statics, results[2:], strict=True):
+    record.results = [result for result, _, _ in rows[: len(rows) - len(statics)]]
+    for static, (result, _, _) in zip(statics, rows[len(rows) - len(statics) :], strict=True):
         static.record.results = [result]
         static.record.status, static.record.finished = "done", _now()
         static.record.save(static.path("record.json"))
-    record.results = results[:2] + [
-        result.model_copy(update={"samples": f"baselines/{choice.name}/{result.samples}"})
-        for choice, result in zip(config.compare, results[2:], strict=True)
-    ]
+        inside = static.out.relative_to(work.out).as_posix()
+        record.results.append(result.model_copy(update={"samples": f"{inside}/{result.samples}"}))
     with _timed(work, "gallery"):
         evaluate.draw_gallery(work, pipe, questions, route, others)
 
@@ -212,7 +208,9 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
 
 
 def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
-    record, target = work.record, work.config.budget.target
+    record = work.record
+    has_target = work.pruner is None or work.pruner.takes_target
+    target = work.config.budget.target if has_target else found.expected
     record.budget = Budget(
         estimator=work.config.budget.name,
         unit=work.cost_model.unit,
@@ -241,12 +239,6 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         )
         for index, architecture in enumerate(found.architectures)
     ]
-    searched = work.config.pruner is None and work.router.learns
-    if searched and abs(found.uncalibrated / target - 1) > FAR_FROM_TARGET:
-        work.warn(
-            f"the search ended at {found.uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
-            f"calibration moved it to {found.expected:.3f}. Search longer, or with another rate or offset."
-        )
     if abs(found.expected / target - 1) > MISSED:
         work.warn(f"the budget is {target:g}, and {found.expected:.3f} the nearest level that these gates have.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +11,15 @@ from torch import Tensor
 from aptp.core.architecture import Architecture, harden
 from aptp.core.calibration import calibrate, expected_cost
 from aptp.core.gates import gated
-from aptp.core.objective import resource_loss, spread_loss, weighted_mse
-from aptp.core.pruner import PrunerContext
+from aptp.core.objective import resource_loss, spread_loss
+from aptp.core.pruner import Pruned
 from aptp.core.router import serve
+from aptp.harness.pruning import prune
 from aptp.harness.training import batch_index, generator_for
 from aptp.harness.workspace import Workspace
+
+FAR_FROM_TARGET = 0.05
+"""An uncalibrated cost further than this share from the target is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ class Found:
 
 def search(work: Workspace) -> Found:
     """Train the router, if it learns (or ask the static pruner); fit serving bias and threshold on training prompts."""
-    if work.config.pruner is not None:
-        return _pruned(work)
+    return _learned(work) if work.pruner is None else _pruned(work)
+
+
+def _learned(work: Workspace) -> Found:
     if work.router.learns:
         _train_router(work)
     work.router.eval()
@@ -48,15 +53,15 @@ def search(work: Workspace) -> Found:
     target = work.config.budget.target
     threshold = calibrate(work.cost_model, soft, load, target)
     gates = harden(work.space, soft, threshold)
-    return Found(
-        [Architecture(work.space, row) for row in gates.float()],
-        bias,
-        threshold,
-        load,
-        expected_cost(work.cost_model, harden(work.space, soft), load),
-        expected_cost(work.cost_model, gates, load),
-        {},
-    )
+    uncalibrated = expected_cost(work.cost_model, harden(work.space, soft), load)
+    expected = expected_cost(work.cost_model, gates, load)
+    if work.router.learns and abs(uncalibrated / target - 1) > FAR_FROM_TARGET:
+        work.warn(
+            f"the search ended at {uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
+            f"calibration moved it to {expected:.3f}. Search longer, or with another rate or offset."
+        )
+    architectures = [Architecture(work.space, row) for row in gates.float()]
+    return Found(architectures, bias, threshold, load, uncalibrated, expected, {})
 
 
 def _load(scores: Float[Tensor, "prompts experts"], bias: Float[Tensor, "experts"]) -> Float[Tensor, "experts"]:
@@ -65,41 +70,21 @@ def _load(scores: Float[Tensor, "prompts experts"], bias: Float[Tensor, "experts
 
 
 def _pruned(work: Workspace) -> Found:
-    config = work.config
-    pruner = work.host.create("pruner", config.pruner.name, config.pruner.options)
-    context = PrunerContext(
-        work.dense, work.space, work.cost_model, config.budget.target, config.seed, lambda: _calibration_losses(work)
-    )
-    work.dense.requires_grad_(True)
-    try:
-        pruned = pruner.prune(context)
-    finally:
-        work.dense.requires_grad_(False)
+    def one_code() -> Pruned:
+        found = _learned(work)
+        return Pruned(found.architectures[0], uncalibrated=found.uncalibrated)
+
+    pruned = prune(work, one_code)
     cost = float(work.cost_model.fraction(pruned.architecture.gates))
     return Found(
         [pruned.architecture],
         torch.zeros(1).double(),
         0.5,
         torch.ones(1).double(),
-        cost,
+        cost if pruned.uncalibrated is None else pruned.uncalibrated,
         cost,
         dict(pruned.weights or {}),
     )
-
-
-def _calibration_losses(work: Workspace) -> Iterator[Float[Tensor, ""]]:
-    """Denoising losses of training batches, for as long as the pruner asks."""
-    step = 0
-    while True:
-        index = batch_index(len(work.train), work.config.search.batch, step, work.config.seed, "calibration")
-        example = work.noiser(
-            work.train.latents[index],
-            work.train.text_states(index),
-            generator_for(work.config.seed, "calibration", step),
-        )
-        prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
-        yield weighted_mse(prediction, example.diffused.target, example.diffused.weight)
-        step += 1
 
 
 def _train_router(work: Workspace) -> None:

@@ -66,10 +66,13 @@ class Noiser:
     def __init__(self, denoiser: Denoiser, scheduler: Any, device: torch.device) -> None:
         self.denoiser, self.scheduler, self.device = denoiser, scheduler, device
 
-    def __call__(self, latents: Tensor, text: TextStates, generator: torch.Generator) -> Example:
+    def __call__(
+        self, latents: Tensor, text: TextStates, generator: torch.Generator, timestep: int | None = None
+    ) -> Example:
+        """Noise the latents, each to a random time or all to `timestep`."""
         noise = torch.randn(latents.shape, generator=generator)
-        steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, steps, (len(latents),), generator=generator)
+        first, end = (0, self.scheduler.config.num_train_timesteps) if timestep is None else (timestep, timestep + 1)
+        timesteps = torch.randint(first, end, (len(latents),), generator=generator)
         diffused = self.denoiser.diffuse(self.scheduler, latents, noise, timesteps)
         moved = {name: states.to(self.device) for name, states in text.items()}
         return Example(Diffused(*(part.to(self.device) for part in diffused)), timesteps.to(self.device), moved)

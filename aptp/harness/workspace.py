@@ -22,10 +22,12 @@ from aptp.core.denoiser import Denoiser
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress
+from aptp.core.pruner import StaticPruner
 from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
 from aptp.harness.data import Pictures, Preparer, default_cache
+from aptp.harness.pruning import pruner_context
 from aptp.harness.selection import Chosen, check_counts, choose
 from aptp.harness.training import Distiller, Noiser, train
 from aptp.host import Host
@@ -64,7 +66,10 @@ class Workspace:
         device = device_of(config.device)
         pipeline = load_pipeline(config.model, device)
         work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
-        work.cost_model.check(config.budget.target)
+        if work.pruner is None:
+            work.cost_model.check(config.budget.target)
+        for choice in filter(None, [config.pruner, *config.compare]):
+            make(host, "pruner", choice).check(pruner_context(work))
         work.bare_router()  # refuses what it cannot serve
         return work
 
@@ -125,6 +130,11 @@ class Workspace:
         """The cost model of the budget."""
         options = self.config.budget.options
         return self.cost_by(self.config.budget.name, **options)
+
+    @cached_property
+    def pruner(self) -> StaticPruner | None:
+        """The static pruner that takes the search's place, if the run has one."""
+        return self.config.pruner and make(self.host, "pruner", self.config.pruner)
 
     @cached_property
     def preparer(self) -> Preparer:

@@ -73,7 +73,7 @@ def dense_of(record: Record) -> Result | None:
 
 def pruned_of(record: Record) -> list[Result]:
     """The rows of all pruned methods."""
-    return [result for result in record.results if result.name != "dense"]
+    return [result for result in record.results if result.name != "dense" and result.sampling_steps is None]
 
 
 def metric_measures(results: Sequence[Result]) -> list[Measure]:

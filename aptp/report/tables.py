@@ -43,11 +43,12 @@ def methods_table(record: Record) -> tuple[list[Head], list[list[Cell]]]:
         *(_head(measure, record.results) for measure in measures),
         Head("training", notes=["recovery steps", "search + recovery"]),
     ]
-    best = {measure.key: measure.best(pruned_of(record)) for measure in measures}
+    pruned = pruned_of(record)
+    best = {measure.key: measure.best(pruned) for measure in measures}
     rows = []
     for result in record.results:
         figures = [_figure(m, result, dense_of(record), best[m.key], record.results) for m in measures]
-        trained = result.name != "dense"
+        trained = result in pruned
         rows.append(
             [
                 Cell(result.name),

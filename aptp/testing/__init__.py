@@ -12,7 +12,7 @@ from __future__ import annotations
 from aptp.testing.models import FAMILIES, tiny_cost_model, tiny_inputs, tiny_space, tiny_unet
 from aptp.testing.pictures import check_dataset, check_metric
 from aptp.testing.routing import check_balancer, check_encoder, check_router
-from aptp.testing.structure import check_budget, check_denoiser, check_granularity, check_pruner
+from aptp.testing.structure import check_budget, check_denoiser, check_granularity, check_pruner, tiny_pruner_context
 
 __all__ = [
     "FAMILIES",
@@ -27,6 +27,7 @@ __all__ = [
     "check_router",
     "tiny_cost_model",
     "tiny_inputs",
+    "tiny_pruner_context",
     "tiny_space",
     "tiny_unet",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from aptp.core.denoiser import Denoiser
 from aptp.core.errors import RequestError
 from aptp.core.gates import gated
 from aptp.core.granularity import Granularity
-from aptp.core.pruner import PrunerContext, StaticPruner
+from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
 from aptp.core.slicing import slice
 from aptp.plugins.denoisers.unet import UNetDenoiser
 from aptp.testing.models import FAMILIES, tiny_cost_model, tiny_inputs, tiny_space, tiny_unet
@@ -84,30 +85,82 @@ def check_budget(budget: BudgetEstimator) -> None:
 
 
 def check_pruner(pruner: StaticPruner, targets: Sequence[float] = (0.9, 0.6)) -> None:
-    """Meets the budget within 1% or half a unit's cost, leaves the model alone, and refuses what is under the floor."""
+    """Meets the budget within 1% or half a unit's cost, leaves the model alone, and refuses what is under the floor.
+
+    A pruner may refuse a target with a sentence that names the floor, but not all of them. One that takes no target
+    (`takes_target`) gives the same architecture for each, smaller than the dense one.
+    """
     unet = tiny_unet("sd2")
     space = tiny_space(unet)
-    model = tiny_cost_model(unet, space)
+    costs = tiny_cost_model(unet, space)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-
-    def losses() -> Iterator[Float[Tensor, ""]]:
-        for seed in range(4):
-            yield unet(**tiny_inputs(unet, 2, seed=seed)).sample.square().mean()
-
+    found = {}
     for target in targets:
-        pruned = pruner.prune(PrunerContext(unet, space, model, target, 0, losses))
-        gates = pruned.architecture.gates
-        cost = model.fraction(gates).item()
-        flipped = gates.repeat(space.num_gates, 1)
-        flipped.fill_diagonal_(0.0)
-        level = (cost - model.fraction(flipped)).abs().max().item()
-        assert abs(cost - target) <= max(0.01 * target, level / 2), f"cost {cost:.3f} for a budget of {target}"
+        asked = tiny_pruner_context(unet, space, target)
+        pruned = _pruned_or_refused(pruner, asked)
+        if pruned is None:
+            continue
+        found[target] = pruned.architecture.gates
+        cost = costs.fraction(found[target]).item()
+        if pruner.takes_target:
+            assert abs(cost - target) <= max(0.01 * target, _level(asked, found[target]) / 2), (
+                f"cost {cost:.3f} for a budget of {target}"
+            )
+        else:
+            assert cost < 1, "it drops nothing"
         for name, weight in (pruned.weights or {}).items():
             assert weight.shape == before[name].shape, name
-    refusal = ""
-    try:
-        pruner.prune(PrunerContext(unet, space, model, model.floor / 2, 0, losses))
-    except RequestError as error:
-        refusal = str(error)
-    assert "floor" in refusal, f"a budget under the floor is not refused by naming it, but: {refusal!r}"
+    assert found, f"none of the budgets {targets} is met"
+    if pruner.takes_target:
+        under = tiny_pruner_context(unet, space, costs.floor / 2)
+        assert _pruned_or_refused(pruner, under) is None, "a budget under the floor is met"
+    else:
+        assert len(found) == len(targets)
+        assert len(torch.stack(list(found.values())).unique(dim=0)) == 1, "a target changes what it drops"
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items()), "weights were changed"
+    assert all(parameter.grad is None for parameter in unet.parameters()), "gradients were left behind"
+    hooks = (hooks for m in unet.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks))
+    assert not any(hooks), "hooks were left behind"
+
+
+def _pruned_or_refused(pruner: StaticPruner, context: PrunerContext) -> Pruned | None:
+    """What it answers; None for a refusal, which `check` must make too, and which must name the floor."""
+    refusals = []
+    pruned = None
+    for ask in (pruner.check, pruner.prune):
+        try:
+            pruned = ask(context)
+        except RequestError as error:
+            refusals.append(str(error))
+    assert len(refusals) in (0, 2), f"check and prune disagree about a budget of {context.target}: {refusals}"
+    assert all("floor" in refusal for refusal in refusals), f"refused without naming the floor: {refusals}"
+    return pruned
+
+
+def _level(context: PrunerContext, gates: Float[Tensor, "gates"]) -> float:
+    """The largest change of cost by one gate."""
+    flipped = (gates - torch.eye(len(gates))).abs()
+    costs = context.cost_model
+    return (costs.fraction(flipped) - costs.fraction(gates)).abs().max().item()
+
+
+def tiny_pruner_context(unet: nn.Module, space: SearchSpace, target: float = 0.66, seed: int = 0) -> PrunerContext:
+    """What a run gives a pruner, on random inputs; from now on the weights of `unet` take gradients.
+
+    Its `search` stands for a real one: an architecture drawn by seed that meets the budget.
+    """
+    unet.requires_grad_(True)
+
+    def losses(timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+        for batch in count():
+            inputs = tiny_inputs(unet, 2, seed=batch)
+            if timestep is not None:
+                inputs["timestep"] = torch.full_like(inputs["timestep"], timestep)
+            yield (unet(**inputs).sample - inputs["sample"]).square().mean()
+
+    def search() -> Pruned:
+        return Pruned(keep_best(context, torch.rand(space.num_gates, generator=torch.Generator().manual_seed(seed))))
+
+    costs = tiny_cost_model(unet, space)
+    context = PrunerContext(unet, space, costs, target, seed, losses, search=search)
+    return context

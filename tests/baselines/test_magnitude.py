@@ -1,25 +1,15 @@
-"""Magnitude pruning keeps the largest, within the budget."""
+"""Magnitude pruning: scores as by hand."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aptp.api import cost_model, search_space
 from aptp.baselines.magnitude import MagnitudePruner
 from aptp.core.architecture import SearchSpace
-from aptp.core.errors import RequestError
-from aptp.core.pruner import PrunerContext
-from aptp.testing import check_pruner, tiny_unet
-
-
-def context(unet: nn.Module, granularity: str, target: float, budget: str = "macs") -> PrunerContext:
-    space = search_space(unet, granularity)
-    costs = cost_model(unet, space, budget, text_tokens=5)
-    return PrunerContext(unet, space, costs, target, 0, lambda: iter(()))
+from aptp.core.pruner import keep_best
+from aptp.testing import check_pruner, tiny_pruner_context, tiny_space, tiny_unet
 
 
 def size(values: list[Tensor], norm: str) -> float:
@@ -63,36 +53,10 @@ def test_conforms() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_keeps_the_gates_with_the_largest_scores(norm: str) -> None:
+def test_scores_are_those_by_hand(norm: str) -> None:
     unet = tiny_unet("sd2")
-    asked = context(unet, "width-depth", 0.6)
-    architecture = MagnitudePruner(MagnitudePruner.Options(norm=norm)).prune(asked).architecture
-    scores = torch.tensor(scores_by_hand(unet, asked.space, norm), dtype=torch.float64)
-    kept = architecture.gates.bool()
-    alone = torch.zeros_like(kept)  # the last unit of a site stays, whatever its score
-    for site, place in zip(asked.space.sites, asked.space.slices, strict=True):
-        alone[place] = not site.is_block and kept[place].sum() == 1
-    assert scores[kept & ~alone].min() > scores[~kept].max()
-    assert 0.3 < kept.double().mean() < 0.9
-
-
-@pytest.mark.parametrize(
-    ("granularity", "budget"), itertools.product(["width", "depth", "width-depth"], ["macs", "params"])
-)
-def test_meets_the_budget(granularity: str, budget: str) -> None:
-    unet = tiny_unet("sd2")
-    base = context(unet, granularity, 1.0, budget)
-    for target in (0.5, 0.66, 0.8, 1.0):
-        if target < base.cost_model.floor:
-            continue
-        asked = context(unet, granularity, target, budget)
-        gates = MagnitudePruner(MagnitudePruner.Options()).prune(asked).architecture.gates
-        cost = float(asked.cost_model.fraction(gates))
-        flipped = (gates - torch.eye(len(gates))).abs()  # each row: one gate the other way
-        level = float((asked.cost_model.fraction(flipped) - cost).abs().max())
-        assert abs(cost - target) <= max(0.01 * target, level / 2)
-
-
-def test_refuses_a_budget_under_the_floor() -> None:
-    with pytest.raises(RequestError, match="under the floor"):
-        MagnitudePruner(MagnitudePruner.Options()).prune(context(tiny_unet("sd2"), "depth", 0.05))
+    asked = tiny_pruner_context(unet, tiny_space(unet))
+    pruner = MagnitudePruner(MagnitudePruner.Options(norm=norm))
+    by_hand = torch.tensor(scores_by_hand(unet, asked.space, norm), dtype=torch.float64)
+    torch.testing.assert_close(pruner.scores(asked), by_hand)
+    assert torch.equal(pruner.prune(asked).architecture.gates, keep_best(asked, by_hand).gates)

@@ -55,8 +55,7 @@ def test_the_real_depth_order_starts_at_both_ends_and_leaves_the_middle_to_last(
     paths = [space.sites[i].path for i in space.site_of_gate[space.depth_order].tolist()]
     assert paths[0].startswith("up_blocks.1")
     assert paths[1].startswith("down_blocks.0")
-    assert {paths[-1].split(".")[0], paths[-2].split(".")[0]} <= {"up_blocks", "down_blocks"}
-    assert paths[-1].split(".")[1] in "10"
+    assert "mid_block" in {paths[-1].split(".")[0], paths[-2].split(".")[0]}
 
 
 @given(space=spaces, seed=st.integers(0, 99))

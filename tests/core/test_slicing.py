@@ -167,10 +167,10 @@ def _first_site(**changes):
 
 
 def _first_cut(**changes):
-    """Of the mid block's ResNet block, of which some units stay and some go."""
+    """Of a ResNet block that cannot go, of which some units stay and some go."""
 
     def change(data):
-        next(s for s in data["sites"] if s["path"] == "mid_block.resnets.0")["cuts"][0].update(changes)
+        next(s for s in data["sites"] if s["path"] == "down_blocks.1.resnets.0")["cuts"][0].update(changes)
         return data
 
     return _json("architecture.json", change)

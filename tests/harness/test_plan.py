@@ -57,3 +57,15 @@ def test_refuses_a_folder_that_a_run_would(small_config: RunConfig, tmp_path: Pa
     (tmp_path / "config.yaml").write_text(changed(small_config, seed=7).to_yaml())
     with pytest.raises(RequestError, match="belongs to another configuration"):
         plan(small_config, tmp_path, resume=True, host=default_host())
+
+
+def test_a_learned_code_is_searched_for_and_dense_rows_are_drawn(small_config: RunConfig, tmp_path: Path) -> None:
+    alone = plan(changed(small_config, compare=[]), tmp_path / "run", host=default_host())
+    beside = plan(
+        changed(small_config, compare=["learned"], evaluate={"dense_steps": [9, 8]}),
+        tmp_path / "run",
+        host=default_host(),
+    )
+    seconds, both = ({stage.name: stage.seconds for stage in planned.stages} for planned in (alone, beside))
+    assert both["search"] > 1.3 * seconds["search"]
+    assert "(5)" in next(stage.what for stage in beside.stages if stage.name == "generate")

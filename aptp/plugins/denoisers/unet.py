@@ -114,7 +114,7 @@ def _walk(unet: nn.Module, stage: str) -> Iterator[Part]:
             yield anatomy.block(path, resnet.conv2.out_channels)
         yield anatomy.resnet_channels(path, resnet, inside)
         if index < len(attentions) and attentions[index] is not None:
-            yield from _attention(f"{stage}.attentions.{index}", attentions[index], stage)
+            yield from _attention(f"{stage}.attentions.{index}", attentions[index])
 
 
 def _passes_on(unet: nn.Module, stage: str, index: int, resnet: ResnetBlock2D) -> bool:
@@ -122,24 +122,24 @@ def _passes_on(unet: nn.Module, stage: str, index: int, resnet: ResnetBlock2D) -
 
     In an up block the input is `[hidden, skip]`, and the first block's `hidden` has the width of the stage before.
     """
-    if stage == "mid_block" or resnet.up or resnet.down:
+    if resnet.up or resnet.down:
         return False
-    if stage.startswith("down_blocks"):
+    if not stage.startswith("up_blocks"):
         return resnet.in_channels == resnet.out_channels
     widths, number = unet.config.block_out_channels[::-1], int(stage.rsplit(".", 1)[1])
     return index > 0 or widths[max(number - 1, 0)] == widths[number]
 
 
-def _attention(path: str, module: Transformer2DModel, stage: str) -> Iterator[Part]:
+def _attention(path: str, module: Transformer2DModel) -> Iterator[Part]:
     _check(path, module, Transformer2DModel)
     several = len(module.transformer_blocks) > 1
     whole: tuple[str, ...] = ()
-    if not several and stage != "mid_block":
+    if not several:
         yield anatomy.block(path, module.config.in_channels)
         whole = (path,)
     for index, transformer in enumerate(module.transformer_blocks):
         name, inside = f"{path}.transformer_blocks.{index}", whole
-        if several and stage != "mid_block":
+        if several:
             yield anatomy.block(name, 0)
             inside = (name,)
         yield from _transformer(name, transformer, inside)
@@ -162,10 +162,10 @@ def _transformer(path: str, transformer: BasicTransformerBlock, inside: Sequence
 
 
 def _last_blocks(parts: Sequence[Part]) -> Iterator[str]:
-    """The last ResNet block and the last attention block of each down and up stage."""
+    """The last ResNet block and the last attention block of each down and up stage; the mid block keeps its own."""
     last: dict[str, str] = {}
     for part in parts:
-        if part.is_block:
+        if part.is_block and not part.path.startswith("mid_block"):
             stage, kind = part.path.split(".")[:2], part.path.split(".")[2]
             last[".".join((*stage, kind))] = part.path
     yield from last.values()

@@ -1,0 +1,77 @@
+"""Block influence: drop the blocks that change least of what passes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from aptp.baselines.options import BlockInfluenceOptions
+from aptp.core.anatomy import Part
+from aptp.core.gates import block_input
+from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, check_reach, keep_best, misfit
+
+
+class BlockInfluencePruner(StaticPruner):
+    """A block's score is 1 − the mean cosine between what would pass it by and what leaves it.
+
+    The cosine is taken over channels, at every place of an image or token of a sequence, the mean also over calibration
+    batches. Width gates all stay, so the floor is that of the blocks alone. (Men et al. 2024, "ShortGPT: Layers in
+    Large Language Models are More Redundant Than You Expect", equation 1.)
+    """
+
+    Options = BlockInfluenceOptions
+
+    def __init__(self, options: BlockInfluenceOptions) -> None:
+        self.options = options
+
+    def check(self, context: PrunerContext) -> None:
+        if context.space.width_gates.all():
+            raise misfit(
+                context,
+                "pruner 'block-influence' drops whole blocks, and this space has none; choose granularity depth or "
+                "width-depth",
+            )
+        check_reach(context, ~context.space.width_gates)
+
+    def prune(self, context: PrunerContext) -> Pruned:
+        self.check(context)
+        return Pruned(keep_best(context, self.scores(context)))
+
+    def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
+        """Of every gate, in [0, 2] for blocks and infinite for width gates."""
+        scores = torch.full((context.space.num_gates,), torch.inf, dtype=torch.float64)
+        with torch.no_grad(), _influences(context) as seen:
+            for _ in islice(context.calibration_loss(), self.options.batches):
+                pass
+        for gate, values in seen.items():
+            scores[gate] = torch.stack(values).mean().cpu()
+        return scores
+
+
+@contextmanager
+def _influences(context: PrunerContext) -> Iterator[dict[int, list[Tensor]]]:
+    """Collect, by gate, each call's mean of 1 − cosine."""
+    seen: dict[int, list[Tensor]] = {}
+
+    def watch(site: Part, values: list[Tensor]) -> Any:
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            entering, leaving = block_input(args, kwargs), output[0] if isinstance(output, tuple) else output
+            leaving = leaving if isinstance(leaving, Tensor) else leaving.sample
+            channels = 1 if leaving.ndim == 4 else -1
+            passed = entering[:, : site.channels] if entering.ndim == 4 else entering
+            cosine = torch.nn.functional.cosine_similarity(passed.double(), leaving.double(), dim=channels)
+            values.append(1 - cosine.mean())
+
+        return context.module.get_submodule(site.path).register_forward_hook(hook, with_kwargs=True)
+
+    with ExitStack() as stack:
+        for site, place in zip(context.space.sites, context.space.slices, strict=True):
+            if site.is_block:
+                stack.callback(watch(site, seen.setdefault(place.start, [])).remove)
+        yield seen

@@ -1,0 +1,34 @@
+"""Taylor: keep the units whose removal would change the loss most, to first order."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from jaxtyping import Float
+from torch import Tensor
+
+from aptp.baselines._scores import taylor_scores
+from aptp.baselines.options import TaylorOptions
+from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
+
+
+class TaylorPruner(StaticPruner):
+    """A gate's score is Σ |w · ∂L/∂w| over all weights that it closes, the gradient summed over batches first.
+
+    Scores are in the loss's own units and are not divided by their site's mean, as magnitude's must be. (Molchanov et
+    al. 2019, "Importance Estimation for Neural Network Pruning", by absolute value; on the embedded model at 0.66,
+    scores relative to their site leave 0.18 of teacher error before recovery, these 0.011.)
+    """
+
+    Options = TaylorOptions
+
+    def __init__(self, options: TaylorOptions) -> None:
+        self.options = options
+
+    def prune(self, context: PrunerContext) -> Pruned:
+        self.check(context)
+        return Pruned(keep_best(context, self.scores(context)))
+
+    def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
+        """Of every gate; the larger, the longer it stays."""
+        return taylor_scores(context, islice(context.calibration_loss(), self.options.batches))

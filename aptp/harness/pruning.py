@@ -1,0 +1,68 @@
+"""What a static pruner is given in a run: the dense model, the budget, losses on training data, and the search."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from aptp.core.objective import weighted_mse
+from aptp.core.pruner import Pruned, PrunerContext
+from aptp.harness.training import batch_index, generator_for
+
+if TYPE_CHECKING:
+    from aptp.harness.workspace import Workspace
+
+
+def pruner_context(work: Workspace) -> PrunerContext:
+    """What the pruners of this run look at; there is no search before the data is prepared."""
+    return PrunerContext(
+        work.dense,
+        work.space,
+        work.cost_model,
+        work.config.budget.target,
+        work.config.seed,
+        partial(_calibration_losses, work),
+        work.pipeline.scheduler.config.num_train_timesteps,
+    )
+
+
+def prune(work: Workspace, search: Callable[[], Pruned]) -> Pruned:
+    """Ask the run's pruner, with the weights of the dense model differentiable except while it searches."""
+
+    def searched() -> Pruned:
+        with _differentiable(work.dense, False):
+            return search()
+
+    with _differentiable(work.dense, True):
+        return work.pruner.prune(dataclasses.replace(pruner_context(work), search=searched))
+
+
+@contextmanager
+def _differentiable(module: nn.Module, wanted: bool) -> Iterator[None]:
+    before = [parameter.requires_grad for parameter in module.parameters()]
+    module.requires_grad_(wanted)
+    try:
+        yield
+    finally:
+        for parameter, state in zip(module.parameters(), before, strict=True):
+            parameter.requires_grad_(state)
+
+
+def _calibration_losses(work: Workspace, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+    """The denoising losses of training batches (see `CalibrationLoss`)."""
+    step = 0
+    while True:
+        index = batch_index(len(work.train), work.config.search.batch, step, work.config.seed, "calibration")
+        generator = generator_for(work.config.seed, "calibration", step)
+        example = work.noiser(work.train.latents[index], work.train.text_states(index), generator, timestep)
+        prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
+        weight = example.diffused.weight
+        yield weighted_mse(prediction, example.diffused.target, weight if timestep is None else torch.ones_like(weight))
+        step += 1

@@ -1,0 +1,109 @@
+"""What a pruner is given in a run."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+
+from aptp.core.errors import RequestError
+from aptp.core.progress import Quiet
+from aptp.core.record import Record
+from aptp.harness import run
+from aptp.harness.pruning import pruner_context
+from aptp.harness.search import search
+from aptp.harness.workspace import Workspace
+from aptp.host import default_host
+
+STATIC = {"experts": 1, "router": {"name": "constant"}, "balancer": "none"}
+
+
+def losses(work: Workspace, count: int, timestep: int | None = None) -> list[float]:
+    with torch.no_grad():
+        return [float(loss) for loss in islice(pruner_context(work).calibration_loss(timestep), count)]
+
+
+def test_every_call_starts_with_the_same_batches(open_work) -> None:
+    work = open_work(search={"batch": 4})
+    first, longer = losses(work, 2), losses(work, 3)
+    assert first == longer[:2]
+    assert len(set(longer)) == 3
+
+
+def test_at_one_time_the_loss_is_the_plain_error(open_work, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = open_work(search={"batch": 4})
+    seen = []
+    monkeypatch.setattr(work.denoiser, "predict", lambda module, noisy, times, text: seen.append(times) or noisy * 0)
+    (loss,) = losses(work, 1, timestep=10)
+    assert seen[0].tolist() == [10] * 4
+    assert loss == pytest.approx(1, rel=0.2)  # v is nearly the noise there, and zero is the answer
+    losses(work, 1)
+    assert len(set(seen[1].tolist())) > 1
+
+
+def test_weights_are_differentiable_while_a_pruner_looks(open_work) -> None:
+    work = open_work(**STATIC, pruner="taylor", search={"batch": 4})
+    answer = search(work)
+    assert answer.expected == pytest.approx(0.7, rel=0.01)
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in work.dense.parameters())
+
+
+def test_the_learned_code_is_that_of_a_constant_router(open_work) -> None:
+    settings = STATIC | {"search": {"steps": 4, "batch": 4}}
+    searched = search(open_work("searched", **settings))
+    work = open_work("learned", **settings, pruner="learned")
+    learned = search(work)
+    assert torch.equal(learned.architectures[0].gates, searched.architectures[0].gates)
+    assert (learned.uncalibrated, learned.expected) == (searched.uncalibrated, searched.expected)
+    assert learned.uncalibrated != learned.expected
+    assert len(work.path("logs/search.jsonl").read_text().splitlines()) == 4
+    assert any("the search ended at" in text for text in work.record.warnings)
+    assert all(parameter.grad is None for parameter in work.dense.parameters())
+
+
+def test_weights_that_obs_updates_reach_the_expert(open_work) -> None:
+    work = open_work(**STATIC, pruner={"name": "obs", "batches": 1}, search={"batch": 4})
+    answer = search(work)
+    assert answer.weights
+    for name, weight in answer.weights.items():
+        assert weight.shape == work.dense.get_parameter(name).shape
+        assert not torch.equal(weight, work.dense.get_parameter(name))
+
+
+def opened(config, tmp_path) -> Workspace:
+    record = Record(started="", config={}, versions={}, hardware={})
+    return Workspace.open(config.settled(), tmp_path, default_host(), Quiet(), record)
+
+
+@pytest.mark.parametrize("role", ["pruner", "compare"])
+def test_a_pruner_that_does_not_fit_is_refused_before_any_work(small_config, tmp_path, role: str) -> None:
+    choice = {"name": "bk-sdm", "size": "tiny"}
+    changes = {role: choice if role == "pruner" else [choice]}
+    config = type(small_config).model_validate(small_config.model_dump() | changes)
+    with pytest.raises(RequestError, match="'bk-sdm' of size 'tiny' drops"):
+        opened(config, tmp_path)
+
+
+def test_no_target_is_asked_of_a_pruner_that_takes_none(small_config, tmp_path) -> None:
+    changes = {"granularity": "depth", "budget": 0.01, "compare": []}
+    config = type(small_config).model_validate(small_config.model_dump() | changes)
+    with pytest.raises(RequestError, match="under the floor"):
+        opened(config, tmp_path)
+    work = opened(config.model_copy(update={"pruner": type(config.router)(name="bk-sdm")}), tmp_path)
+    assert 0.5 < search(work).expected < 0.9
+
+
+def test_its_own_cost_is_then_the_target_of_the_record(small_config, tmp_path) -> None:
+    changes = {"granularity": "depth", "pruner": "bk-sdm", "compare": [], "metrics": []}
+    changes |= {"recover": {"steps": 0}, "evaluate": small_config.evaluate.model_dump() | {"dense_steps": [1, 1]}}
+    config = type(small_config).model_validate(small_config.model_dump() | changes).resolved(default_host())
+    record = run(config, tmp_path / "run", host=default_host(), progress=Quiet())
+    assert record.budget.target == record.budget.expected == record.experts[0].fraction != 0.7
+    assert record.warnings == []
+    dense, fewer, pruned = record.results
+    assert (fewer.name, fewer.fraction, fewer.sampling_steps) == ("dense, 1 step", 0.5, 1)
+    assert (fewer.macs, fewer.teacher_error) == (dense.macs, 0.0)
+    assert (pruned.name, pruned.sampling_steps) == ("bk-sdm", None)
+    assert len(list((tmp_path / "run/samples/dense-1").glob("*.png"))) == 12
+    assert record.results[0].samples != fewer.samples

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
@@ -33,23 +34,33 @@ class Exam:
         generator = generator_for(work.config.seed, "teacher error")
         index = torch.randperm(len(work.validation), generator=generator)[:PICTURES]
         example = work.noiser(work.validation.latents[index], work.validation.text_states(index), generator)
-        return cls(work, index, example, work.distiller.teach(example).answer)
+        return cls(work, index, example, _said(work, work.dense, example, torch.arange(len(index))))
 
-    @torch.no_grad()
-    def errors(self, expert: nn.Module, rows: Bool[Tensor, "pictures"]) -> Float[Tensor, "rows"]:
+    def errors(self, expert: nn.Module, rows: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
         """Mean squared error of an expert's output against the dense one's, for each picture of `rows`."""
-        noisy, timesteps = self.example.diffused.noisy[rows], self.example.timesteps[rows]
-        text = {name: states[rows] for name, states in self.example.text.items()}
-        said = self.work.denoiser.predict(expert, noisy, timesteps, text)
-        return (said - self.answer[rows]).square().flatten(1).mean(1).double().cpu()
+        said = _said(self.work, expert, self.example, rows)
+        return (said - self.answer[rows]).square().flatten(1).mean(1).double()
+
+
+@torch.no_grad()
+def _said(
+    work: Workspace, model: nn.Module, example: Example, rows: Int[Tensor, "rows"]
+) -> Float[Tensor, "rows channels height width"]:
+    """What a model says of some of the examples, on the CPU; as many at a time as are drawn at a time."""
+    said = []
+    for part in rows.split(work.config.evaluate.batch):
+        text = {name: states[part] for name, states in example.text.items()}
+        noisy, timesteps = example.diffused.noisy[part], example.timesteps[part]
+        said.append(work.denoiser.predict(model, noisy, timesteps, text).cpu())
+    return torch.cat(said)
 
 
 def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> float:
     """Mean error of the experts, each on the pictures whose prompts it serves."""
     exam = Exam.draw(work)
     mine = route[exam.index]
-    total = sum(float(exam.errors(pipe.expert(expert), mine == expert).sum()) for expert in mine.unique().tolist())
-    return total / len(mine)
+    rows = {expert: (mine == expert).nonzero().flatten() for expert in mine.unique().tolist()}
+    return sum(float(exam.errors(pipe.expert(expert), some).sum()) for expert, some in rows.items()) / len(mine)
 
 
 def oracle(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> dict[str, float]:
@@ -59,7 +70,7 @@ def oracle(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation
     gain.
     """
     exam, costs = Exam.draw(work), torch.tensor(pipe.bundle.fractions, dtype=torch.float64)
-    mine, everyone = route[exam.index], torch.ones(len(exam.index), dtype=torch.bool)
+    mine, everyone = route[exam.index], torch.arange(len(exam.index))
     errors = torch.stack([exam.errors(pipe.expert(expert), everyone) for expert in range(len(costs))], 1)
     spent = float(costs[mine].mean())
     return {
@@ -72,10 +83,15 @@ def oracle(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation
 def least_error(errors: Float[Tensor, "pictures experts"], costs: Float[Tensor, "experts"], spent: float) -> float:
     """The least mean error of pictures on experts whose mean cost is at most `spent`.
 
-    A linear program, in which pictures may be divided between experts; at its optimum at most one is.
+    A linear program, in which pictures may be divided between experts; at its optimum at most one is. Its solver's
+    tolerances are absolute, so errors are scaled. NaN where it finds no answer.
     """
     count, experts = errors.shape
+    scale = float(errors.max()) or 1.0
     each = np.kron(np.eye(count), np.ones(experts))
     cost = np.tile(costs.numpy(), count)[None]
-    best = linprog(errors.flatten().numpy(), cost, [count * spent * (1 + 1e-12)], each, np.ones(count), bounds=(0, 1))
-    return float(best.fun) / count
+    if not math.isfinite(scale):
+        return math.nan
+    errors = errors.flatten().numpy() / scale
+    best = linprog(errors, cost, [count * spent * (1 + 1e-12)], each, np.ones(count), bounds=(0, 1))
+    return scale * float(best.fun) / count if best.success else math.nan

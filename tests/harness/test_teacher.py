@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -37,6 +38,20 @@ def test_with_all_the_cost_in_the_world_each_picture_has_its_best(pictures: int,
     assert least_error(errors, costs, float(costs.min())) == pytest.approx(float(errors[:, cheapest].mean()), rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-12])
+def test_small_errors_are_not_rounded_away(scale: float) -> None:
+    errors, costs = cases(12, 3, 5)
+    spent = float(costs.median())
+    whole = least_error(errors, costs, spent)
+    assert least_error(errors * scale, costs, spent) == pytest.approx(scale * whole, rel=1e-6)
+
+
+def test_errors_that_are_no_numbers_have_no_least() -> None:
+    errors, costs = cases(4, 2, 0)
+    errors[1, 1] = torch.nan
+    assert math.isnan(least_error(errors, costs, float(costs.max())))
+
+
 def test_the_record_has_it(finished, base: Workspace) -> None:
     found, routed = finished.record.routing["oracle"], finished.record.results[1]
     assert found["teacher_error"] == pytest.approx(routed.teacher_error, rel=1e-5)
@@ -45,7 +60,7 @@ def test_the_record_has_it(finished, base: Workspace) -> None:
 
 def test_errors_are_those_of_the_whole_outputs(finished, base: Workspace) -> None:
     pipe, exam = aptp.load(finished.out, device="cpu"), Exam.draw(base)
-    rows = torch.arange(len(exam.index)) % 2 == 0
+    rows = torch.arange(0, len(exam.index), 2)
     errors = exam.errors(pipe.expert(1), rows)
     said = base.denoiser.predict(pipe.expert(1), exam.example.diffused.noisy, exam.example.timesteps, exam.example.text)
     torch.testing.assert_close(

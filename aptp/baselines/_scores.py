@@ -17,6 +17,10 @@ Values = Mapping[str, Tensor]
 """One value a weight of the convolutions and linear layers, by the parameter's name and in its shape."""
 
 
+LEAST = 1e-30
+"""A mean size is taken to be at least this: a site of zeros is the first to go."""
+
+
 def weights(module: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of the convolutions and linear layers of `module`, by name."""
     layers = ((path, layer) for path, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
@@ -43,9 +47,9 @@ def magnitudes(module: nn.Module, space: SearchSpace, norm: Literal["l1", "l2"] 
             peers.setdefault(type(module.get_submodule(site.path)), []).append(place.start)
         else:
             sizes[place] = torch.stack([size(layer) for layer in _of_units(site, values)]).mean(0).cpu()
-            sizes[place] /= sizes[place].mean()
+            sizes[place] /= sizes[place].mean().clamp(min=LEAST)
     for gates in peers.values():
-        sizes[gates] /= sizes[gates].mean()
+        sizes[gates] /= sizes[gates].mean().clamp(min=LEAST)
     return sizes
 
 

@@ -27,10 +27,10 @@ class Problem:
 
     @classmethod
     def damped(cls, layer: nn.Module, hessian: Float[Tensor, "in in"], damping: float, sensitivity: float) -> Problem:
-        """With `damping` times the mean of the Hessian's diagonal added to the diagonal."""
-        scale = damping * hessian.diagonal().mean().clamp(min=LEAST)
-        eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-        return cls(layer.weight.detach().double().flatten(1), hessian + scale * eye, sensitivity)
+        """With `damping` times the mean of the Hessian's diagonal added to it, in place."""
+        diagonal = hessian.diagonal()
+        diagonal += damping * diagonal.mean().clamp(min=LEAST)
+        return cls(layer.weight.detach().double().flatten(1), hessian, sensitivity)
 
 
 def elimination(problems: list[Problem], units: int) -> Float[Tensor, "units"]:

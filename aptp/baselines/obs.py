@@ -70,9 +70,9 @@ class OBSPruner(StaticPruner):
             for loss in islice(context.calibration_loss(), self.options.batches):
                 for tap, slope in zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True):
                     squares[tap] += float(slope.double().square().mean())
-        return {
-            tap: Problem.damped(layer, hessians[tap], self.options.damping, squares[tap]) for tap, layer in taps.items()
-        }
+                outputs.clear()  # and with them the graph
+        damping = self.options.damping
+        return {tap: Problem.damped(layer, hessians.pop(tap), damping, squares[tap]) for tap, layer in taps.items()}
 
 
 @contextmanager

@@ -107,6 +107,9 @@ def keep_best(context: PrunerContext, scores: Float[Tensor, "gates"]) -> Archite
     Raises:
         RequestError: for a budget under the floor of the space, or of the gates that may go.
     """
+    if scores.isnan().any():
+        site = context.space.sites[int(context.space.site_of_gate[int(scores.isnan().nonzero()[0])])]
+        raise RequestError(f"a score of {site.path!r} is not a number; the model's weights or gradients are damaged.")
     check_reach(context, scores.isfinite())
     order = scores.double().argsort(stable=True)
     ranks = order.argsort().double() / scores.numel()

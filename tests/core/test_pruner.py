@@ -53,6 +53,14 @@ def test_only_a_gate_that_overshoots_is_passed_over() -> None:
     assert 0 < passed_over < 20
 
 
+def test_a_score_that_is_no_number_is_refused(asked: PrunerContext) -> None:
+    scores = random_scores(asked)
+    scores[-1] = torch.nan
+    with pytest.raises(RequestError, match="not a number") as caught:
+        keep_best(asked, scores)
+    assert asked.space.sites[-1].path in str(caught.value)
+
+
 def test_scores_count_by_their_order(asked: PrunerContext) -> None:
     scores = random_scores(asked)
     assert torch.equal(keep_best(asked, scores).gates, keep_best(asked, (scores * 9).exp() - 1e6).gates)

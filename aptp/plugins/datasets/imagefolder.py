@@ -8,7 +8,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -49,7 +49,7 @@ class ImageFolder(CaptionedDataset):
         self.options = options
         self.skipped: dict[str, str] = {}
         self._seen: dict[str, int] = {}
-        self._sha = hashlib.sha256(f"imagefolder {options.validation}".encode())
+        self._rows: list[tuple[Split, str, str, str | None, Path]] = []
         self._root = root = Path(options.path).expanduser()
         if not root.is_dir():
             raise RequestError(
@@ -94,7 +94,15 @@ class ImageFolder(CaptionedDataset):
 
     def fingerprint(self) -> str:
         """A hash of the names, captions, kinds and contents, and of the share; not of where the folder lies."""
-        return self._sha.hexdigest()
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        sha = hashlib.sha256(f"imagefolder {self.options.validation}".encode())
+        digests = {path: _digest(path) for path in {row[-1] for row in self._rows}}
+        for split, id_, caption, kind, path in self._rows:
+            sha.update(f"{split} {json.dumps([id_, caption, kind, digests[path]])}\n".encode())
+        return sha.hexdigest()
 
     def _read(self, folder: Path, split: Split) -> Iterator[Sample]:
         metadata = _metadata(folder)
@@ -118,11 +126,11 @@ class ImageFolder(CaptionedDataset):
                 self.skipped[id_] = (
                     "its caption is empty" if not caption or isinstance(caption, str) else "its caption is no text"
                 )
-            elif (digest := _digest(path)) is None:
+            elif not _is_file(path):
                 self.skipped[id_] = "the file is missing"
             else:
                 kind = str(kind) if kind not in (None, "") else None
-                self._sha.update(f"{split} {json.dumps([id_, caption, kind, digest])}\n".encode())
+                self._rows.append((split, id_, caption, kind, path))
                 yield Sample(id_, caption.strip(), partial(open_picture, path), kind)
 
     def _id(self, path: Path) -> str:
@@ -200,12 +208,17 @@ def _inside(name: str, metadata: Path, line: int) -> str:
     return plain
 
 
-def _digest(path: Path) -> str | None:
-    """A hash of a file's content, or None if there is none."""
+def _is_file(path: Path) -> bool:
     try:
-        if not path.is_file():  # a pipe would never end
-            return None
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(path: Path) -> str | None:
+    """A hash of a file's content, or None for one that cannot be read: it is skipped where pictures are encoded."""
+    try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
+    except OSError:
         return None

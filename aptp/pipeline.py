@@ -162,10 +162,21 @@ def check_prompts(prompts: Sequence[str]) -> None:
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise RequestError(f"prompt {number} is empty; write what the picture should show.")
+        if not is_text(prompt):
+            raise RequestError(f"prompt {number} is broken Unicode (half of a surrogate pair); write it anew.")
         if len(prompt) >= LONGEST_PROMPT:
             raise RequestError(
                 f"prompt {number} has {len(prompt):,} characters; fewer than {LONGEST_PROMPT:,} are right."
             )
+
+
+def is_text(prompt: str) -> bool:
+    """Whether a string can be encoded: JSON may hold half of a surrogate pair, which no tokenizer takes."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> RoutedPipeline:

@@ -132,6 +132,7 @@ def test_progress_counts_every_picture(pipe: RoutedPipeline) -> None:
         ("", "prompt 1 is empty"),
         (["a star", "  \n"], "prompt 2 is empty"),
         (["x" * 10_000], "prompt 1 has 10,000 characters"),
+        (["fine", "\ud83d star"], "prompt 2 is broken Unicode"),
     ],
 )
 def test_bad_prompts_are_refused(pipe: RoutedPipeline, asked: str | list[str], words: str) -> None:

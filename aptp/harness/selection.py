@@ -11,7 +11,7 @@ from aptp.config import PrepareOptions, RunConfig
 from aptp.core.data import CaptionedDataset, Sample
 from aptp.core.errors import RequestError
 from aptp.harness.training import generator_for
-from aptp.pipeline import LONGEST_PROMPT
+from aptp.pipeline import LONGEST_PROMPT, is_text
 
 FEWEST_HELD_OUT = 4
 """Held-out pictures under which no distance can be measured."""
@@ -49,6 +49,8 @@ def _fault(caption: str) -> str | None:
         return "its caption is empty"
     if len(caption) >= LONGEST_PROMPT:
         return f"its caption has {len(caption):,} characters"
+    if not is_text(caption):
+        return "its caption is broken Unicode"
     return None
 
 

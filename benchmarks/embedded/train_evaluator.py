@@ -105,14 +105,16 @@ def main() -> None:
     words = tokenizer(args.work)
     model = clip(len(words))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.02)
-    step, spent, state = 0, 0.0, args.work / "evaluator.pt"
+    step, spent, first, state = 0, 0.0, 0, args.work / "evaluator.pt"
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
+        step, spent = saved["step"], saved["spent"]
         if "optimizer" in saved:
             optimizer.load_state_dict(saved["optimizer"])
-        step, spent = saved["step"], saved["spent"]
-    clock = Clock(args.minutes, args.decay, 100, spent, step)
+        else:
+            first = step
+    clock = Clock(args.minutes, args.decay, 100, spent, first)
     while not clock.done():
         rng = Random(f"{SEED} evaluator {step}")
         batch = groups(rng)

@@ -80,7 +80,7 @@ def train(rank: int, processes: int, args: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
     words, state = tokenizer(args.work), args.work / "unet.pt"
     model = Painter(len(words))
-    step, spent, saved = 0, 0.0, None
+    step, spent, first, saved = 0, 0.0, 0, None
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
@@ -89,12 +89,14 @@ def train(rank: int, processes: int, args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     if saved and "optimizer" in saved:
         optimizer.load_state_dict(saved["optimizer"])
+    else:
+        first = step
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     with safe_open(args.work / "latents.safetensors", "pt") as file:
         latents = file.get_tensor("latents")
     drawn, alphas, share = cached_scenes(args.work), scheduler().alphas_cumprod, BATCH // processes
     places = {kind: [index for index, scene in enumerate(drawn) if scene.kind == kind] for kind in DRAWN}
-    clock, total, done = Clock(args.minutes, args.decay, 200, spent, step), torch.zeros(1), False
+    clock, total, done = Clock(args.minutes, args.decay, 200, spent, first), torch.zeros(1), False
     while not done:
         rng = Random(f"{SEED} step {step} of {rank}/{processes}")
         noise_source = torch.Generator().manual_seed(rng.getrandbits(63))

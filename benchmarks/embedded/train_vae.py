@@ -59,14 +59,16 @@ def main() -> None:
     model = autoencoder()
     start(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=1e-4)
-    step, spent, state = 0, 0.0, args.work / "vae.pt"
+    step, spent, first, state = 0, 0.0, 0, args.work / "vae.pt"
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
+        step, spent = saved["step"], saved["spent"]
         if "optimizer" in saved:
             optimizer.load_state_dict(saved["optimizer"])
-        step, spent = saved["step"], saved["spent"]
-    clock = Clock(args.minutes, args.decay, 30, spent, step)
+        else:
+            first = step
+    clock = Clock(args.minutes, args.decay, 30, spent, first)
     while not clock.done():
         rng = Random(f"{SEED} vae {step}")
         x = pixels(fresh_scenes(rng, BATCH, KIND_WEIGHTS), rng)

@@ -1,6 +1,6 @@
 """Fill a working folder from the shipped weights, so that training goes on from them.
 
-python benchmarks/embedded/unpack.py --work DIR --step 5330
+python benchmarks/embedded/unpack.py --work DIR --step 11760
 """
 
 from __future__ import annotations

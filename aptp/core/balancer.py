@@ -44,6 +44,8 @@ class Balancer(nn.Module, ABC):
     """Assigns prompts to codes while training; serving never calls it."""
 
     Options: ClassVar[type[BaseModel]]
+    by_loss: ClassVar[bool] = False
+    """Whether it balances by its penalty alone; such a one needs a router that learns its routes."""
 
     @abstractmethod
     def __init__(self, options: BaseModel) -> None:

@@ -79,6 +79,8 @@ class Router(nn.Module, ABC):
     """Learns codes and routes prompts to them. Its state (parameters and buffers) is all that serving needs."""
 
     Options: ClassVar[type[BaseModel]]
+    learns_routes: ClassVar[bool] = True
+    """Whether its scores change with training; otherwise a balancer that works by a loss has nothing to move."""
 
     @abstractmethod
     def __init__(self, options: BaseModel) -> None:
@@ -118,6 +120,16 @@ class Router(nn.Module, ABC):
 def serve(scores: Float[Tensor, "batch experts"], expert_bias: Float[Tensor, "experts"]) -> Int[Tensor, "batch"]:
     """The expert of each prompt: argmax(scores + bias) in float64, the lowest index on ties."""
     return (scores.double() + expert_bias.double()).argmax(-1)
+
+
+def load_of(route: Int[Tensor, "prompts"], experts: int) -> Float[Tensor, "experts"]:
+    """Each expert's share of the prompts, in float64."""
+    return route.bincount(minlength=experts).double() / len(route)
+
+
+def perplexity(load: Float[Tensor, "experts"]) -> float:
+    """exp of the entropy of the experts' shares of prompts: how many experts are in use, in effect."""
+    return float(torch.special.entr(load.double()).sum().exp())
 
 
 def margins(scores: Float[Tensor, "batch experts"], expert_bias: Float[Tensor, "experts"]) -> Float[Tensor, "batch"]:

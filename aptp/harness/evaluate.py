@@ -18,7 +18,7 @@ from aptp.core.data import Sample
 from aptp.core.files import replacing, write_json
 from aptp.core.metric import GenerationBatch
 from aptp.core.record import Result
-from aptp.core.router import serve
+from aptp.core.router import load_of, perplexity, serve
 from aptp.harness.data import fit
 from aptp.harness.measure import latencies_ms, peak_memory_mb
 from aptp.harness.teacher import teacher_error
@@ -162,6 +162,8 @@ def _with_steps(work: Workspace, pipe: RoutedPipeline, questions: Questions, den
     draw_pictures(work, pipe, work.path(folder), questions.prompts, questions.seeds, experts, steps)
     figures = {
         "name": f"dense, {plural(steps, 'step')}",
+        "peak_memory_mb": None,
+        "teacher_error": None,
         "fraction": steps / work.config.evaluate.steps,
         "metrics": metrics_of(work, work.path(folder), questions, experts),
         "samples": folder,
@@ -237,20 +239,14 @@ def routing_figures(work: Workspace, bias: Float[Tensor, "experts"], fractions: 
         if len(mine := examples[str(expert)]) < 6 and text not in mine:
             mine.append(text)
     return route, {
-        "perplexity": perplexity(route, len(fractions)),
-        "perplexity_without_bias": perplexity(serve(scores, torch.zeros_like(bias)), len(fractions)),
-        "load": (route.bincount(minlength=len(fractions)).double() / len(route)).tolist(),
+        "perplexity": perplexity(load_of(route, len(fractions))),
+        "perplexity_without_bias": perplexity(load_of(serve(scores, torch.zeros_like(bias)), len(fractions))),
+        "load": load_of(route, len(fractions)).tolist(),
         "mean_cost": float(costs.mean()),
         "kinds": kinds,
         "mean_cost_of_kind": cost_of,
         "examples": examples,
     }
-
-
-def perplexity(route: Int[Tensor, "prompts"], experts: int) -> float:
-    """exp of the entropy of the experts' shares: how many experts are in use, in effect."""
-    share = route.bincount(minlength=experts).double() / len(route)
-    return float(torch.special.entr(share).sum().exp())
 
 
 def draw_gallery(

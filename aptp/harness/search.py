@@ -13,13 +13,15 @@ from aptp.core.calibration import calibrate, expected_cost
 from aptp.core.gates import gated
 from aptp.core.objective import resource_loss, spread_loss
 from aptp.core.pruner import Pruned
-from aptp.core.router import serve
+from aptp.core.router import load_of, perplexity, serve
 from aptp.harness.pruning import prune
 from aptp.harness.training import batch_index, generator_for
-from aptp.harness.workspace import Workspace
+from aptp.harness.workspace import Workspace, expert_folder
 
 FAR_FROM_TARGET = 0.05
 """An uncalibrated cost further than this share from the target is worth a warning."""
+FEW_IN_USE = 0.75
+"""So is a perplexity of the experts' loads under this share of their number."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def _learned(work: Workspace) -> Found:
     work.router.eval()
     scores = work.scores(work.train)
     bias = work.router_context.balancer.serving_bias(scores)
-    load = _load(scores, bias)
+    load = load_of(serve(scores, bias), scores.shape[1])
     with torch.no_grad():
         soft = work.router.codes().cpu()
     target = work.config.budget.target
@@ -60,13 +62,13 @@ def _learned(work: Workspace) -> Found:
             f"the search ended at {uncalibrated:.3f} of the dense cost, far from the target of {target:g}; "
             f"calibration moved it to {expected:.3f}. Search longer, or with another rate or offset."
         )
+    if (used := perplexity(load)) < FEW_IN_USE * len(load):
+        work.warn(
+            f"in effect only {used:.1f} of {len(load)} experts serve the training prompts. Choose the balancer "
+            "sinkhorn, with a smaller epsilon if it was this one, or fewer experts."
+        )
     architectures = [Architecture(work.space, row) for row in gates.float()]
     return Found(architectures, bias, threshold, load, uncalibrated, expected, {})
-
-
-def _load(scores: Float[Tensor, "prompts experts"], bias: Float[Tensor, "experts"]) -> Float[Tensor, "experts"]:
-    counts = serve(scores, bias).bincount(minlength=scores.shape[1])
-    return counts.double() / counts.sum()
 
 
 def _pruned(work: Workspace) -> Found:
@@ -74,7 +76,11 @@ def _pruned(work: Workspace) -> Found:
         found = _learned(work)
         return Pruned(found.architectures[0], uncalibrated=found.uncalibrated)
 
-    pruned = prune(work, one_code)
+    if work.sliced and not work.pruner.searches:  # scores that nearly tie may fall out otherwise on another machine
+        kept = Architecture.load(work.path(f"{expert_folder(0)}/architecture.json")).gates
+        pruned = Pruned(Architecture(work.space, kept))
+    else:
+        pruned = prune(work, one_code)
     cost = float(work.cost_model.fraction(pruned.architecture.gates))
     return Found(
         [pruned.architecture],

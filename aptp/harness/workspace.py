@@ -70,7 +70,12 @@ class Workspace:
             work.cost_model.check(config.budget.target)
         for choice in filter(None, [config.pruner, *config.compare]):
             make(host, "pruner", choice).check(pruner_context(work))
-        work.bare_router()  # refuses what it cannot serve
+        router, balancer = work.bare_router(), host.target("balancer", config.balancer.name)
+        if balancer.by_loss and not router.learns_routes:
+            raise RequestError(
+                f"balancer {config.balancer.name!r} works by a loss, but router {config.router.name!r} learns no "
+                "routes for it to move; choose sinkhorn, unbalanced or none."
+            )
         return work
 
     def beside(self, config: RunConfig, out: Path) -> Workspace:
@@ -87,6 +92,11 @@ class Workspace:
         other.train, other.validation = self.train, self.validation
         write_text(out / "config.yaml", config.to_yaml())
         return other
+
+    @property
+    def sliced(self) -> bool:
+        """Whether the experts and the router are all on disk: nothing that was decided before is decided again."""
+        return self.path("router/router.json").exists()
 
     def path(self, relative: str) -> Path:
         """A place in the run directory."""
@@ -223,6 +233,11 @@ class Workspace:
         """Say it and keep it in the record."""
         self.progress.say(f"warning: {text}")
         self.record.warnings.append(text)
+
+
+def expert_folder(index: int) -> str:
+    """Where an expert lies in a run directory."""
+    return f"experts/{index:02d}"
 
 
 def make(host: Host, kind: str, choice: Choice):

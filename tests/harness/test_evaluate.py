@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import aptp
-from aptp.harness.evaluate import Questions, draw_pictures, perplexity
+from aptp.harness.evaluate import Questions, draw_pictures
 from aptp.harness.workspace import Workspace
 from aptp.pipeline import RoutedPipeline
 
@@ -20,17 +17,6 @@ from aptp.pipeline import RoutedPipeline
 @pytest.fixture(scope="module")
 def pipe(finished) -> RoutedPipeline:
     return aptp.load(finished.out, device="cpu")
-
-
-@given(st.integers(1, 8), st.integers(1, 20))
-def test_perplexity_of_even_use_is_the_number_of_experts(experts: int, each: int) -> None:
-    assert perplexity(torch.arange(experts).repeat(each), experts) == pytest.approx(experts)
-    assert perplexity(torch.zeros(each, dtype=torch.long), experts) == pytest.approx(1)
-
-
-def test_perplexity_of_uneven_use() -> None:
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert perplexity(torch.tensor([0, 0, 0, 2]), 3) == pytest.approx(math.exp(entropy))
 
 
 def test_questions_are_drawn_by_seed_alone(open_work) -> None:

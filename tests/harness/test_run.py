@@ -162,6 +162,7 @@ def test_a_finished_run_is_not_done_twice(finished) -> None:
         ({"experts": 3, "prepare": {"train": 2}}, r"3 experts are more than the [12] different training prompts"),
         ({"compare": ["random", "random"]}, "'random' more than once"),
         ({"router": "constant"}, "serves one expert, not 3"),
+        ({"router": "kmeans", "balancer": "load"}, "'kmeans' learns no routes for it to move"),
     ],
 )
 def test_refuses_before_any_work(finished, tmp_path: Path, changes: dict, words: str) -> None:

@@ -22,6 +22,7 @@ class EntropyBalancer(Balancer):
     """
 
     Options = EntropyOptions
+    by_loss = True
 
     def __init__(self, options: EntropyOptions) -> None:
         super().__init__(options)

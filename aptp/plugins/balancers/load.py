@@ -24,6 +24,7 @@ class LoadBalancer(Balancer):
     """
 
     Options = LoadOptions
+    by_loss = True
 
     def __init__(self, options: LoadOptions) -> None:
         super().__init__(options)

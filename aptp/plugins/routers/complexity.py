@@ -28,10 +28,12 @@ class ComplexityRouter(Router):
     """The training-free heuristic: expert i serves the i-th quantile of the training prompts' difficulty.
 
     Difficulties are whole numbers, and many prompts share one; a hash of the text decides among those, so that the
-    experts' shares are even. Codes start in the order of their capacity and take the denoiser's gradient.
+    experts' shares are even. Codes start in the order of their capacity, as far as width gates say it (a space
+    of blocks alone has no such order), and take the denoiser's gradient; nothing holds them in it.
     """
 
     Options = ComplexityOptions
+    learns_routes = False
 
     def __init__(self, options: ComplexityOptions) -> None:
         super().__init__(options)

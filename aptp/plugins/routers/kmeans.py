@@ -20,6 +20,7 @@ class KMeansRouter(Router):
     """
 
     Options = CodesOptions
+    learns_routes = False
 
     def __init__(self, options: CodesOptions) -> None:
         super().__init__(options)

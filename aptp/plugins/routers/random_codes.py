@@ -22,6 +22,7 @@ class RandomCodesRouter(Router):
     """
 
     Options = RandomCodesOptions
+    learns_routes = False
 
     def __init__(self, options: RandomCodesOptions) -> None:
         super().__init__(options)

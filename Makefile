@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[test]'
 	@touch $@
 
-run: install ## prune the embedded model: search, recover, evaluate; leaves runs/demo
-	$(BIN)/aptp run --router=contrastive --balancer=sinkhorn --out runs/demo --resume
+OUT ?= runs/demo
+run: install ## prune the embedded model: search, recover, evaluate; leaves runs/demo (OUT=FOLDER for another)
+	$(BIN)/aptp run --router=contrastive --balancer=sinkhorn --out "$(OUT)" --resume
 
 lint: install ## style, format and the direction of imports
 	@$(BIN)/ruff check --quiet .

@@ -149,6 +149,12 @@ class EvaluateOptions(Options):
             raise ValueError("a number of sampling steps is 1 or more")
         return steps
 
+    @model_validator(mode="after")
+    def _others(self) -> EvaluateOptions:
+        if self.steps in self.dense_steps:
+            raise ValueError(f"dense_steps names {self.steps}, which are the run's own steps")
+        return self
+
 
 class RunConfig(Options):
     """Everything a run depends on; what is not said is defaulted."""

@@ -204,3 +204,5 @@ def test_dense_steps_are_numbers_of_steps() -> None:
     assert load_config(assignments=["evaluate.dense_steps=[10, 5]"]).evaluate.dense_steps == [10, 5]
     with pytest.raises(RequestError, match=r"'evaluate\.dense_steps' of the run is \[10, 0\]"):
         load_config(assignments=["evaluate.dense_steps=[10, 0]"])
+    with pytest.raises(RequestError, match="dense_steps names 15"):
+        load_config(assignments=["evaluate.dense_steps=[15]"])

@@ -21,8 +21,9 @@ class PromptEncoder(ABC):
     def __init__(self, options: BaseModel) -> None: ...
 
     def to(self, device: torch.device) -> Self:
-        """The encoder itself, working on `device` from now on; one that has no device to choose stays as it is."""
-        return self
+        """The encoder itself, on `device` from now on; by default what a parent such as `nn.Module` does, if any."""
+        parent = getattr(super(), "to", None)
+        return parent(device) if parent else self
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "batch embed"]:

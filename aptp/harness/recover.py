@@ -23,12 +23,7 @@ from aptp.core.router import serve
 from aptp.core.slicing import load_expert, save_expert, slice
 from aptp.harness.search import Found
 from aptp.harness.training import Taught, batch_index, generator_for, train, with_dropout
-from aptp.harness.workspace import Workspace
-
-
-def expert_folder(index: int) -> str:
-    """Where an expert lies in a run directory."""
-    return f"experts/{index:02d}"
+from aptp.harness.workspace import Workspace, expert_folder
 
 
 def make_experts(work: Workspace, found: Found) -> None:
@@ -101,7 +96,8 @@ def _train(
 ) -> None:
     options, seed = work.config.recover, work.config.seed
     with torch.no_grad():
-        nothing = work.denoiser.unconditional(work.pipeline, work.sample_size)
+        unconditional = work.denoiser.unconditional(work.pipeline, work.sample_size)
+    nothing = {name: states.cpu() for name, states in unconditional.items()}
 
     def step_loss(step: int) -> dict[str, Tensor]:
         own = batch_index(len(pictures), options.batch, step, seed, "recover", name)

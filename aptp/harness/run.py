@@ -116,8 +116,8 @@ def _stages(work: Workspace) -> None:
     pipe, route = _method(work)
     evaluate.save_real(work, questions)
     with _timed(work, "evaluate"):
-        rows = [(row, pipe, [-1] * len(questions.samples)) for row in evaluate.dense_results(work, pipe, questions)]
-        rows.append(_row(work, pipe, questions, route))
+        dense, *fewer = evaluate.dense_results(work, pipe, questions)
+        rows = [(dense, pipe, [-1] * len(questions.samples)), _row(work, pipe, questions, route)]
     statics, others = [], {}
     for choice in config.compare:
         static = work.beside(config.static(choice), work.path(f"baselines/{choice.name}"))
@@ -127,8 +127,8 @@ def _stages(work: Workspace) -> None:
         statics.append(static)
     with _timed(work, "latency"):
         evaluate.measure_latency(work, rows)
-    record.results = [result for result, _, _ in rows[: len(rows) - len(statics)]]
-    for static, (result, _, _) in zip(statics, rows[len(rows) - len(statics) :], strict=True):
+    record.results = [dense, *fewer, rows[1][0]]
+    for static, (result, _, _) in zip(statics, rows[2:], strict=True):
         static.record.results = [result]
         static.record.status, static.record.finished = "done", _now()
         static.record.save(static.path("record.json"))
@@ -172,7 +172,7 @@ def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
         found = search(work)
         work.architectures = found.architectures
     fractions = [float(work.cost_model.fraction(a.gates)) for a in found.architectures]
-    if not work.path("router/router.json").exists():
+    if not work.sliced:
         with _timed(work, "slice"):
             make_experts(work, found)
             _save_router(work, found, fractions)
@@ -209,8 +209,7 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
 
 def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
     record = work.record
-    has_target = work.pruner is None or work.pruner.takes_target
-    target = work.config.budget.target if has_target else found.expected
+    target = work.config.budget.target
     record.budget = Budget(
         estimator=work.config.budget.name,
         unit=work.cost_model.unit,
@@ -240,7 +239,9 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         for index, architecture in enumerate(found.architectures)
     ]
     if abs(found.expected / target - 1) > MISSED:
-        work.warn(f"the budget is {target:g}, and {found.expected:.3f} the nearest level that these gates have.")
+        own = work.pruner is not None and not work.pruner.takes_target
+        why = "what this pruner, which takes no target, costs" if own else "the nearest level that these gates have"
+        work.warn(f"the budget is {target:g}, and {found.expected:.3f} {why}.")
 
 
 def _row(

@@ -52,7 +52,7 @@ def methods_table(record: Record) -> tuple[list[Head], list[list[Cell]]]:
         rows.append(
             [
                 Cell(result.name),
-                Cell(percent(result.fraction)),
+                Cell(percent(result.fraction), "of a picture" if result.sampling_steps else ""),
                 Cell(amount(result.macs)),
                 Cell(amount(result.parameters)),
                 *figures,

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from aptp.core.errors import RequestError
+from aptp.core.files import write_json
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.harness import run
 from aptp.harness.pruning import pruner_context
+from aptp.harness.recover import make_experts
 from aptp.harness.search import search
 from aptp.harness.workspace import Workspace
 from aptp.host import default_host
@@ -71,6 +73,17 @@ def test_weights_that_obs_updates_reach_the_expert(open_work) -> None:
         assert not torch.equal(weight, work.dense.get_parameter(name))
 
 
+def test_what_was_pruned_stays_when_a_run_goes_on(open_work, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = open_work(**STATIC, pruner={"name": "taylor", "batches": 1}, search={"batch": 4})
+    begun = search(work)
+    make_experts(work, begun)
+    write_json(work.path("router/router.json"), {})
+    monkeypatch.setattr(type(work.pruner), "prune", lambda *_: pytest.fail("it is pruned again"))
+    again = search(work)
+    assert torch.equal(again.architectures[0].gates, begun.architectures[0].gates)
+    assert (again.expected, again.uncalibrated) == (begun.expected, begun.uncalibrated)
+
+
 def opened(config, tmp_path) -> Workspace:
     record = Record(started="", config={}, versions={}, hardware={})
     return Workspace.open(config.settled(), tmp_path, default_host(), Quiet(), record)
@@ -94,16 +107,17 @@ def test_no_target_is_asked_of_a_pruner_that_takes_none(small_config, tmp_path) 
     assert 0.5 < search(work).expected < 0.9
 
 
-def test_its_own_cost_is_then_the_target_of_the_record(small_config, tmp_path) -> None:
+def test_a_cost_of_its_own_is_not_called_the_target(small_config, tmp_path) -> None:
     changes = {"granularity": "depth", "pruner": "bk-sdm", "compare": [], "metrics": []}
     changes |= {"recover": {"steps": 0}, "evaluate": small_config.evaluate.model_dump() | {"dense_steps": [1, 1]}}
     config = type(small_config).model_validate(small_config.model_dump() | changes).resolved(default_host())
     record = run(config, tmp_path / "run", host=default_host(), progress=Quiet())
-    assert record.budget.target == record.budget.expected == record.experts[0].fraction != 0.7
-    assert record.warnings == []
+    assert record.budget.expected == record.experts[0].fraction != record.budget.target == 0.7
+    (warning,) = record.warnings
+    assert "takes no target" in warning
     dense, fewer, pruned = record.results
     assert (fewer.name, fewer.fraction, fewer.sampling_steps) == ("dense, 1 step", 0.5, 1)
-    assert (fewer.macs, fewer.teacher_error) == (dense.macs, 0.0)
+    assert (fewer.macs, fewer.teacher_error, fewer.latency_ms) == (dense.macs, None, None)
     assert (pruned.name, pruned.sampling_steps) == ("bk-sdm", None)
     assert len(list((tmp_path / "run/samples/dense-1").glob("*.png"))) == 12
     assert record.results[0].samples != fewer.samples

@@ -151,6 +151,7 @@ def make_record(experts: int) -> Record:
         routing={
             "perplexity": experts * 0.96,
             "perplexity_without_bias": experts * 0.71,
+            "oracle": {"mean_cost": 0.648, "teacher_error": 0.0047, "least_teacher_error": 0.00312},
             "kinds": kinds,
             "mean_cost_of_kind": cost_of,
             "examples": {str(i): chance.sample(PROMPTS, 3) for i in range(experts)} | {"0": [HOSTILE]},

@@ -83,6 +83,12 @@ def test_all_sections_are_there_in_a_page_that_parses(whole: tuple[str, Page]) -
     assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in sections]
 
 
+def test_the_page_says_what_better_routing_could_gain(whole: tuple[str, Page]) -> None:
+    said = " ".join(whole[1].text.split())
+    assert "teacher error is 0.00470. The best routes" in said
+    assert "would have 0.00312" in said
+
+
 def test_page_needs_nothing_from_outside(whole: tuple[str, Page]) -> None:
     source, page = whole
     for tag, attributes in page.elements:

@@ -25,7 +25,7 @@ def aptp_routers() -> list[PluginSpec]:
         PluginSpec(
             "complexity",
             "aptp.plugins.routers.complexity:ComplexityRouter",
-            "prompts by difficulty, counted in words and written text; codes learned from large to small start",
+            "prompts by difficulty, counted in words and written text; learned codes",
             f"{OPTIONS}:ComplexityOptions",
         ),
         PluginSpec(

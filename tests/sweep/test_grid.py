@@ -66,6 +66,15 @@ def test_named_runs_share_the_grid_and_may_have_their_own() -> None:
     assert names(runs=[{"name": "alone"}]) == ["alone"]
 
 
+def test_a_run_reads_back_what_its_cell_asks(tmp_path: Path) -> None:
+    options = {"name": "sinkhorn", "epsilon": 0.1}
+    runs = [{"name": "static", "set": {"pruner": "magnitude"}}, {"name": "routed", "set": {"balancer": options}}]
+    for cell in expand(runs=runs):
+        file = tmp_path / f"{cell.name}.yaml"
+        file.write_text(cell.config.to_yaml())
+        assert load_config(file=file).resolved(default_host()).settled() == cell.config
+
+
 @pytest.mark.parametrize(
     ("key", "value", "name"),
     [

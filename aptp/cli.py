@@ -12,9 +12,10 @@ from aptp.commands.failing import Commands
 from aptp.commands.inspect import doctor, plugins
 from aptp.commands.run import report, run
 from aptp.commands.serve import generate, route
+from aptp.commands.sweep import sweep
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (run, report, route, generate):
+for command in (run, sweep, report, route, generate):
     app.command()(command)
 app.add_typer(plugins, name="plugins")
 app.command()(doctor)

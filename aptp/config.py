@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -240,18 +241,47 @@ def load_config(
     Raises:
         RequestError: in one sentence, for an unknown preset, file or key, or a bad value.
     """
-    data: dict[str, Any] = {}
-    for layer in (_preset(preset) if preset else {}, _file(file) if file else {}, _tree(flags or {})):
-        _merge(data, layer)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path:
-            raise RequestError(f"--set takes key.path=value, not {assignment!r}.")
-        _merge(data, _tree({path: _scalar(text)}))
+    base = read_yaml(file, "configuration") if file else {}
+    return layered(preset, [base, flags or {}, *map(assignment, assignments)])
+
+
+def layered(preset: str | None, layers: Iterable[Mapping[str, Any]]) -> RunConfig:
+    """A configuration from a preset and layers over it; each maps keys, dotted or not, to values.
+
+    Raises:
+        RequestError: in one sentence, for an unknown preset or key, or a bad value.
+    """
+    data = _preset(preset) if preset else {}
+    for layer in layers:
+        for path, value in layer.items():
+            _merge(data, _tree(str(path), copy.deepcopy(value)))
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise RequestError(_config_error(error)) from error
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """`key.path=value` as a layer. Raises `RequestError` for another text."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise RequestError(f"--set takes key.path=value, not {text!r}.")
+    return {path: scalar(value)}
+
+
+def check_folder(config: RunConfig, out: Path, resume: bool) -> None:
+    """Raise `RequestError` where `out` cannot be the run directory of a settled configuration; changes nothing.
+
+    Hidden files do not count: a run that was killed as it began may leave one that is half written.
+    """
+    file = out / "config.yaml"
+    if file.exists():
+        if file.read_text(encoding="utf-8") != config.to_yaml():
+            raise RequestError(f"run directory {str(out)!r} belongs to another configuration; choose another --out.")
+        if not resume:
+            raise RequestError(f"run directory {str(out)!r} holds this run already; add --resume to go on with it.")
+    elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
+        raise RequestError(f"{str(out)!r} is not empty and no run directory; choose another --out.")
 
 
 def presets() -> list[str]:
@@ -271,39 +301,50 @@ def _preset(name: str) -> dict[str, Any]:
     return yaml.safe_load((_preset_folder() / f"{name}.yaml").read_text()) or {}
 
 
-def _file(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """The key: value pairs of a file that is `what`. Raises `RequestError` where there are none to read."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise RequestError(f"configuration {str(path)!r} cannot be read: {error.strerror}.") from error
+        raise RequestError(f"{what} {str(path)!r} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"configuration {str(path)!r} is not UTF-8 text.") from error
+        raise RequestError(f"{what} {str(path)!r} is not UTF-8 text.") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise RequestError(f"configuration {str(path)!r} is not YAML: {error.problem} in line {line}.") from error
+        raise RequestError(f"{what} {str(path)!r} is not YAML: {error.problem} in line {line}.") from error
     except yaml.YAMLError as error:
-        raise RequestError(f"configuration {str(path)!r} is not YAML: {str(error).splitlines()[0]}.") from error
+        raise RequestError(f"{what} {str(path)!r} is not YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(data, dict | None):
-        raise RequestError(f"configuration {str(path)!r} holds no key: value pairs.")
+        raise RequestError(f"{what} {str(path)!r} holds no key: value pairs.")
     return data or {}
 
 
-def _scalar(text: str) -> Any:
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a repeated key is an error and not, as the library has it, the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def scalar(text: str) -> Any:
+    """A value written on the command line, as YAML reads it."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 
 
-def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"router.weight": 1}` as `{"router": {"weight": 1}}`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = value
+def _tree(path: str, value: Any) -> dict[str, Any]:
+    """`"router.weight", 1` as `{"router": {"weight": 1}}`."""
+    *parents, leaf = path.split(".")
+    tree = {leaf: value}
+    for parent in reversed(parents):
+        tree = {parent: tree}
     return tree
 
 

@@ -25,7 +25,8 @@ where it is out of date.
 A run is configured by, in rising order of precedence, a preset (`--preset NAME`), a YAML file (`--config FILE`), the
 flags of `aptp run`, and `--set KEY.PATH=VALUE`. What none of them says has its default. Unknown names and bad values
 are refused before any work starts, with exit status 2. The resolved configuration, every default filled in, is left as
-`config.yaml` in the run directory; `--config` takes it back.
+`config.yaml` in the run directory; `--config` takes it back. Keys of a file may be nested or dotted:
+`search: {steps: 80}` or `search.steps: 80`.
 
 A *choice* names a strategy and may give it options beside the name. These say the same:
 

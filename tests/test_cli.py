@@ -432,6 +432,9 @@ def test_version_help_and_unknown_commands() -> None:
     [
         (["--help"], 0),
         (["run", "--help"], 0),
+        (["sweep", "--help"], 0),
+        (["sweep", "--router", "contrastiv", "--seed", "0,1"], 2),
+        (["sweep", "--seed", "0,1", "--set", "search.steps=0"], 2),
         (["plugins", "list"], 0),
         (["run", "--router", "contrastiv"], 2),
         (["run", "--set", "router.tempature=1"], 2),

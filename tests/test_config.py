@@ -41,6 +41,17 @@ def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:
     assert (assigned.experts, assigned.search.weights.blocks, assigned.search.steps) == (6, 0.5, 7)
 
 
+def test_keys_of_a_file_may_be_dotted_and_stand_once(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("search.steps: 7\nsearch: {batch: 3}\nbalancer: entropy\nbalancer.weight: 2\n")
+    config = load_config(file=file)
+    assert (config.search.steps, config.search.batch) == (7, 3)
+    assert (config.balancer.name, config.balancer.options) == ("entropy", {"weight": 2})
+    file.write_text("seed: 1\nsearch: {rate: 1, rate: 2}\n")
+    with pytest.raises(RequestError, match="the key 'rate' stands twice in line 2"):
+        load_config(file=file)
+
+
 def test_nothing_said_is_the_default() -> None:
     assert load_config() == RunConfig()
 

@@ -31,7 +31,7 @@ TERMS = """
     distance, gallery, gate, granularity, harness, Hessian, hook, kind, load, load-balancing loss, logit, MACs,
     margin, marginals, masked, metric, min-SNR, oracle, part, pass-through, perplexity, plan, plugin, preset,
     prompt, pruner, record, recovery, relaxation, resource loss, route, router, run directory, score, search,
-    search space, serving bias, site, sliced, spread, stage, straight-through, tap, Taylor score, teacher,
+    search space, serving bias, site, sliced, spread, stage, straight-through, sweep, tap, Taylor score, teacher,
     teacher error, threshold, unbalanced transport, unit, width site
 """
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from aptp.config import RunConfig
+from aptp.config import RunConfig, check_folder
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.harness.measure import peak_memory_mb
-from aptp.harness.run import check_folder
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aptp.bundle import load_bundle, save_router
-from aptp.config import RunConfig
+from aptp.config import RunConfig, check_folder
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress
@@ -76,18 +76,6 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progr
     write_report(out)
     host.hook.aptp_run_end(record=record)
     return record
-
-
-def check_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    """Raise `RequestError` where `out` cannot be the run directory of a settled configuration; changes nothing."""
-    file = out / "config.yaml"
-    if file.exists():
-        if file.read_text(encoding="utf-8") != config.to_yaml():
-            raise RequestError(f"run directory {str(out)!r} belongs to another configuration; choose another --out.")
-        if not resume:
-            raise RequestError(f"run directory {str(out)!r} holds this run already; add --resume to go on with it.")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{str(out)!r} is not empty and no run directory; choose another --out.")
 
 
 def _record(config: RunConfig, out: Path) -> Record:

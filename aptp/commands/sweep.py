@@ -1,0 +1,176 @@
+"""`aptp sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aptp.commands.failing import Debug, checking, working
+from aptp.commands.run import RUNS
+from aptp.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from aptp.sweep.grid import Sweep
+    from aptp.sweep.table import Table
+
+Axis = Annotated[str | None, typer.Option(metavar="A,B,…", help="Values that the runs take in turn.")]
+
+
+def sweep(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="YAML: base, grid, runs.")] = None,
+    router: Axis = None,
+    balancer: Axis = None,
+    granularity: Axis = None,
+    budget: Axis = None,
+    pruner: Axis = None,
+    experts: Axis = None,
+    seed: Axis = None,
+    preset: Annotated[str | None, typer.Option(help="A named configuration to start from.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML of all runs; overrides the preset.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Any setting of all runs; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; by default runs/FILE, or runs/sweep.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Carry out a grid of runs; started again, it goes on and repeats none that is finished."""
+    axes = {
+        "router": router,
+        "balancer": balancer,
+        "granularity": granularity,
+        "budget": budget,
+        "pruner": pruner,
+        "experts": experts,
+        "seed": seed,
+    }
+    given = {name: value for name, value in axes.items() if value is not None}
+    folder = out or RUNS / (file.stem if file else "sweep")
+    with checking():
+        from aptp.host import default_host
+        from aptp.sweep.grid import cells, check_folders
+        from aptp.sweep.table import Table
+
+        found = cells(_asked(file, given, preset, config, assignments or []), default_host())
+        check_folders(found, folder)
+        table = Table.open(found, folder)
+    if dry_run:
+        _list(table)
+        return
+    with working("the sweep", debug):
+        from aptp.sweep.conduct import conduct
+
+        with _board(jobs) as watch:
+            table = conduct(found, folder, jobs, watch)
+        _summarise(table, folder)
+    if table.counts()["done"] < len(table.runs):
+        raise typer.Exit(1)
+
+
+def _asked(
+    file: Path | None, axes: dict[str, str], preset: str | None, config: Path | None, assignments: list[str]
+) -> Sweep:
+    """The sweep of a file, or of flags, with what `--set` says about all of its runs."""
+    from aptp.config import assignment, read_yaml, scalar
+    from aptp.sweep.grid import Sweep
+
+    if file:
+        flags = [*axes, *(name for name, value in (("preset", preset), ("config", config)) if value is not None)]
+        if flags:
+            raise RequestError(f"the sweep {str(file)!r} says what its runs are; drop --{flags[0]}, or the file.")
+        asked = Sweep.load(file)
+    else:
+        for name in ("router", "balancer", "experts"):
+            if "pruner" in axes and name in axes:
+                raise RequestError(f"--pruner makes one expert for all prompts; drop it, or --{name} {axes[name]}.")
+        if empty := [name for name, text in axes.items() if not all(part.strip() for part in text.split(","))]:
+            raise RequestError(f"--{empty[0]} {axes[empty[0]]!r} has an empty value; write it like A,B.")
+        grid = {name: [scalar(part.strip()) for part in text.split(",")] for name, text in axes.items()}
+        asked = Sweep(preset=preset, base=read_yaml(config, "configuration") if config else {}, grid=grid)
+    base = dict(asked.base)
+    parts = [asked.grid, *(run.set for run in asked.runs), *(run.grid for run in asked.runs)]
+    varied = {key for part in parts for key in part}
+    for text in assignments:
+        for key, value in assignment(text).items():
+            if key in varied:
+                raise RequestError(f"--set {text} sets what the sweep varies; drop it, or {key!r} from the sweep.")
+            base.pop(key, None)
+            base[key] = value
+    return asked.model_copy(update={"base": base})
+
+
+@contextmanager
+def _board(jobs: int) -> Iterator[Callable[[Table], None]]:
+    """Draws how far a sweep is: a bar on a terminal, and everywhere a line for each run that ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from aptp.terminal import Terminal, duration
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("sweep"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        auto_refresh=False,  # by a thread, which could be caught in the middle of something when a run is forked
+        disable=not console.is_interactive,
+    )
+    before: dict[str, str] = {}
+
+    def watch(table: Table) -> None:
+        task = bar.task_ids[0] if bar.task_ids else bar.add_task("", total=len(table.runs))
+        counts, left = table.counts(), table.seconds_left(jobs)
+        failed = counts["failed"] + counts["refused"]
+        state = f"{counts['done']} done, {counts['running']} running, {failed} failed, {counts['waiting']} left"
+        if left:
+            state = f"{state}, about {duration(left)} to go"
+        bar.update(task, completed=counts["done"] + failed, description=state)
+        for entry in table.runs:
+            if before.get(entry.name) == "running" and entry.status != "running":
+                why = f": {entry.error}" if entry.error else f" in {duration(entry.seconds)}"
+                Terminal(console).say(f"{entry.name} {entry.status}{why} ({state})")
+            before[entry.name] = entry.status
+        bar.refresh()
+
+    with bar:
+        yield watch
+
+
+def _list(table: Table) -> None:
+    from aptp.terminal import show
+    from aptp.terminal import table as drawn
+
+    rows = []
+    for entry in table.runs:
+        begun = Path(entry.folder).exists()
+        rows.append((entry.name, "done" if entry.status == "done" else "goes on" if begun else "new", entry.folder))
+    left = len(table.runs) - table.counts()["done"]
+    show(drawn(("run", "state", "folder"), rows), f"runs: {len(table.runs)}, of which {left} to do")
+
+
+def _summarise(table: Table, folder: Path) -> None:
+    """One row a run: its status, its method's cost as a fraction of dense and its metrics, and its time."""
+    from aptp.report.measures import method_of, quality_measures
+    from aptp.terminal import duration, show
+    from aptp.terminal import table as drawn
+
+    records = [entry.record() if entry.status == "done" else None for entry in table.runs]
+    methods = [method_of(record) if record else None for record in records]
+    measures = quality_measures([method for method in methods if method])
+    rows: list[tuple[Any, ...]] = []
+    for entry, method in zip(table.runs, methods, strict=True):
+        figures = [measure.of(method) for measure in measures] if method else [None] * len(measures)
+        cells = [method.fraction if method else None, *figures]
+        rows.append((entry.name, entry.status, *("" if v is None else v for v in cells), duration(entry.seconds)))
+    columns = ("run", "status", "cost", *(f"{m.label} {m.arrow}".strip() for m in measures), "time")
+    errors = [f"{entry.name} {entry.status}: {entry.error}" for entry in table.runs if entry.error]
+    show(drawn(columns, rows), *errors, f"table: {folder / 'sweep.json'}")

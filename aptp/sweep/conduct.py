@@ -1,0 +1,186 @@
+"""Carries out the runs of a sweep, so many at a time, each as `aptp run` in a process of its own.
+
+A run that crashes or is killed takes nobody with it. Children do not outlive the sweep on Linux, however it ends; where
+the system cannot promise that, they hold the sweep's lock, and the sweep is refused until they are done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aptp.core.errors import RequestError
+from aptp.core.files import write_text
+from aptp.sweep.grid import Cell
+from aptp.sweep.table import Entry, Table
+
+ASIDE = ".cells"
+"""Folder, in the sweep's, of what belongs to no run's own folder: requests, output, the lock."""
+POLL_SECONDS = 0.2
+SAVE_SECONDS = 15.0
+"""Times of unfinished runs are saved this often; a kill loses no more."""
+LOCK_SECONDS = 5.0
+"""How long the children of a killed sweep may take to go."""
+PR_SET_PDEATHSIG = 1
+REFUSED = 2
+"""Exit status of a wrong request."""
+
+Command = Callable[[Path, Path], list[str]]
+"""What carries out the configuration in a file in a folder."""
+
+
+def aptp_run(config: Path, out: Path) -> list[str]:
+    """`aptp run`, which goes on with what it finds."""
+    return [sys.executable, "-m", "aptp", "run", "--config", str(config), "--out", str(out), "--resume"]
+
+
+def conduct(
+    cells: list[Cell], folder: Path, jobs: int, watch: Callable[[Table], None], command: Command = aptp_run
+) -> Table:
+    """Bring every cell to an end in its folder under `folder`, `jobs` at a time; `watch` is shown the table as it goes.
+
+    Runs that are finished are left alone; interrupted, failed and refused ones are tried again, and go on where they
+    stopped. `OMP_NUM_THREADS` shares the cores among the runs, unless the environment has it.
+
+    Raises:
+        RequestError: if the sweep is going on elsewhere, or `folder` holds something else.
+    """
+    with _alone(folder) as lock:
+        table = Table.open(cells, folder)
+        waiting = [(cell, entry) for cell, entry in zip(cells, table.runs, strict=True) if entry.status == "waiting"]
+        environment = {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ}
+        children: list[_Child] = []
+        saved = -SAVE_SECONDS
+        try:
+            while waiting or children:
+                ended = [child for child in children if child.ended()]
+                children = [child for child in children if child not in ended]
+                started = waiting[: jobs - len(children)]
+                del waiting[: len(started)]
+                children += [_Child.start(*each, folder / ASIDE, command, environment, lock) for each in started]
+                if started or ended or time.monotonic() - saved >= SAVE_SECONDS:
+                    table.save(folder)
+                    saved = time.monotonic()
+                watch(table)
+                time.sleep(POLL_SECONDS)
+        finally:
+            for child in children:
+                child.kill()
+            table.save(folder)
+    return table
+
+
+@dataclass(eq=False)
+class _Child:
+    """A run that is going on."""
+
+    entry: Entry
+    process: subprocess.Popen[bytes]
+    log: Path
+    began: float
+    """On the monotonic clock, earlier by what the run took before."""
+
+    @classmethod
+    def start(
+        cls, cell: Cell, entry: Entry, aside: Path, command: Command, environment: dict[str, str], lock: int
+    ) -> _Child:
+        config, log = aside / f"{cell.name}.yaml", aside / f"{cell.name}.log"
+        write_text(config, cell.config.to_yaml())
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command(config, Path(entry.folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lock],
+                start_new_session=True,
+                preexec_fn=_end_with_parent(),
+            )
+        entry.status = "running"
+        return cls(entry, process, log, time.monotonic() - entry.seconds)
+
+    def ended(self) -> bool:
+        """Whether the run is over; keeps its entry's time, and in the end its status and error."""
+        status = self.process.poll()
+        self.entry.seconds = round(time.monotonic() - self.began, 3)
+        if status is None:
+            return False
+        if status == 0 and self.entry.finished():
+            self.entry.status = "done"
+        else:
+            self.entry.status = "refused" if status == REFUSED else "failed"
+            self.entry.error = self._error(status)
+        return True
+
+    def kill(self) -> None:
+        """End the run and all that it started; it can go on from its last checkpoint."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.entry.status = "waiting"
+
+    def _error(self, status: int) -> str:
+        """One sentence: a signal's name, or what the run said last."""
+        if status < 0:
+            return f"the run was killed by {signal.Signals(-status).name}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = next((line.removeprefix("aptp: ") for line in reversed(lines) if line.startswith("aptp: ")), None)
+        if said is None:
+            return f"the run ended with exit status {status}; see {self.log}"
+        record = self.entry.record()
+        recorded = record.error.partition("\n")[0] if record and record.error else said
+        return recorded if recorded in said else said
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Holds the lock of the sweep in `folder`, whose descriptor the children inherit: it is free when all are gone."""
+    try:
+        (folder / ASIDE).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ASIDE / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RequestError(f"the sweep's folder {str(folder)!r} cannot be written: {error.strerror}.") from error
+    deadline = time.monotonic() + LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise RequestError(
+                        f"the sweep in {str(folder)!r} is going on, or a run of it still is; wait for it or stop it."
+                    ) from error
+                time.sleep(POLL_SECONDS)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child does before it becomes a run: asks Linux to kill it when this process is gone, however it went."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,182 @@
+"""`aptp sweep`: what it asks for, what it prints, its exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from aptp.cli import app
+from aptp.core.record import Record
+from aptp.core.record import Result as Row
+from aptp.sweep import conduct as module
+from aptp.sweep.grid import Cell
+from aptp.sweep.table import Table
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["sweep", *arguments], env={"APTP_DEBUG": None, "COLUMNS": "200"})
+
+
+def refusal(result: Result) -> str:
+    """The one sentence of a refused request."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("aptp: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+class Conductor:
+    """Records what it is asked to carry out; runs with seed 1 fail, the others are done."""
+
+    cells: list[Cell] | None = None
+    jobs: int | None = None
+    failure: BaseException | None = None
+
+    def __call__(self, cells: list[Cell], folder: Path, jobs: int, watch: Callable[[Table], None]) -> Table:
+        self.cells, self.jobs = cells, jobs
+        table = Table.open(cells, folder)
+        for entry in table.runs:
+            entry.status = "running"
+            watch(table)
+            if self.failure:
+                raise self.failure
+            entry.seconds, entry.status = 61.0, "done"
+            if entry.differences.get("seed") == 1:
+                entry.status, entry.error = "failed", "RuntimeError: boom"
+            else:
+                figures: dict[str, Any] = {"fraction": 0.654, "macs": 1.0, "parameters": 1.0}
+                row = Row(name="x", training_steps=1, training_seconds=1.0, metrics={"cmmd": 0.25}, **figures)
+                record = Record(status="done", started="", config={}, versions={}, hardware={}, results=[row])
+                record.save(Path(entry.folder) / "record.json")
+                cell = next(cell for cell in cells if cell.name == entry.name)
+                (Path(entry.folder) / "config.yaml").write_text(cell.config.to_yaml())
+            watch(table)
+        return table
+
+
+@pytest.fixture
+def conductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conductor:
+    fake = Conductor()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "conduct", fake)
+    return fake
+
+
+def test_flags_are_a_grid(conductor: Conductor) -> None:
+    Path("base.yaml").write_text("search: {steps: 9, batch: 4}\n")
+    result = invoke(
+        *("--router", "contrastive, kmeans", "--balancer", "none", "--seed", "0,2", "--budget", "macs:0.8,0.6"),
+        *("--preset", "smoke", "--config", "base.yaml", "--set", "search.batch=5", "--jobs", "3"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert conductor.jobs == 3
+    assert len(conductor.cells) == 8
+    first, *_, last = conductor.cells
+    assert first.name == "router=contrastive,balancer=none,budget=macs-0.8,seed=0"
+    assert (first.config.search.steps, first.config.search.batch, first.config.recover.steps) == (9, 5, 4)
+    assert (last.config.router.name, last.config.budget.target, last.config.seed) == ("kmeans", 0.6, 2)
+    assert Path("runs/sweep", first.name, "record.json").is_file()
+
+
+def test_a_file_is_a_sweep_named_after_it(conductor: Conductor) -> None:
+    Path("mine.yaml").write_text("base: {search: {steps: 9}}\ngrid: {seed: [0]}\nruns: [{name: a}]\n")
+    assert invoke("mine.yaml", "--set", "search.batch=5").exit_code == 0
+    (cell,) = conductor.cells
+    assert (cell.config.search.steps, cell.config.search.batch) == (9, 5)
+    assert Path("runs/mine/a,seed=0").is_dir()
+    assert invoke("mine.yaml", "--out", "x").exit_code == 0
+    assert Path("x/a,seed=0").is_dir()
+
+
+def test_it_ends_with_a_table_and_fails_if_a_run_did(conductor: Conductor) -> None:
+    result = invoke("--seed", "0,1,2", "--out", "x")
+    assert result.exit_code == 1
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["run", "status", "cost", "CMMD", "↓", "time"]
+    assert ["seed=0", "done", "0.654", "0.250", "0:01:01"] in rows
+    assert ["seed=1", "failed", "0:01:01"] in rows
+    assert "seed=1 failed: RuntimeError: boom\n" in result.stdout
+    assert result.stdout.endswith(f"table: {Path('x/sweep.json')}\n")
+    assert result.stderr.splitlines() == [
+        "seed=0 done in 0:01:01 (1 done, 0 running, 0 failed, 2 left, about 0:02:02 to go)",
+        "seed=1 failed: RuntimeError: boom (1 done, 0 running, 1 failed, 1 left, about 0:01:01 to go)",
+        "seed=2 done in 0:01:01 (2 done, 0 running, 1 failed, 0 left)",
+    ]
+
+
+def test_a_dry_run_lists_the_runs(conductor: Conductor) -> None:
+    assert invoke("--seed", "0", "--out", "x").exit_code == 0
+    Path("x/seed=0/report.html").touch()
+    Path("x/seed=1").mkdir()
+    conductor.cells = None
+    result = invoke("--seed", "0,1,2", "--out", "x", "--dry-run")
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    for name, state in (("seed=0", "done"), ("seed=1", "goes on"), ("seed=2", "new")):
+        assert [name, *state.split(), f"x/{name}"] in rows
+    assert "runs: 3, of which 2 to do" in result.stdout
+    assert conductor.cells is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "neither a grid nor runs"),
+        (["none.yaml"], "'none.yaml' cannot be read"),
+        (["s.yaml", "--seed", "1"], "drop --seed, or the file"),
+        (["s.yaml", "--preset", "smoke"], "drop --preset, or the file"),
+        (["s.yaml", "--set", "seed=1"], "--set seed=1 sets what the sweep varies"),
+        (["s.yaml", "--set", "experts=1"], "--set experts=1 sets what the sweep varies"),
+        (["s.yaml", "--set", "experts"], "key.path=value"),
+        (["--seed", "0,,1"], "--seed '0,,1' has an empty value"),
+        (["--seed", "0,1,0"], "0 more than once for 'seed'"),
+        (["--router", "kmeans", "--pruner", "random"], "drop it, or --router kmeans"),
+        (["--seed", "0", "--jobs", "0"], "'--jobs'"),
+        (["--seed", "0", "--out", "s.yaml"], "'s.yaml' is a file"),
+        (["--seed", "0", "--config", "none.yaml"], "'none.yaml' cannot be read"),
+    ],
+)
+def test_bad_requests_are_refused_before_the_first_run(arguments: list[str], named: str, conductor: Conductor) -> None:
+    Path("s.yaml").write_text("grid: {seed: [0]}\nruns: [{name: a, set: {experts: 2}}]\n")
+    assert named in refusal(invoke(*arguments))
+    assert conductor.cells is None
+    assert not Path("runs").exists()
+
+
+def test_a_stopped_and_a_broken_sweep_say_so_in_a_sentence(conductor: Conductor) -> None:
+    conductor.failure = KeyboardInterrupt()
+    result = invoke("--seed", "0")
+    assert (result.exit_code, result.stderr) == (130, "aptp: the sweep was stopped\n")
+    conductor.failure = OSError("disk full")
+    result = invoke("--seed", "0")
+    assert (result.exit_code, result.stderr) == (1, "aptp: the sweep failed: OSError: disk full\n")
+
+
+def test_no_torch_is_imported_to_check_a_sweep(tmp_path: Path) -> None:
+    program = (
+        "import sys, atexit, aptp.cli\n"
+        "atexit.register(lambda: print('torch' in sys.modules or 'aptp.harness' in sys.modules))\n"
+        "aptp.cli.main()"
+    )
+    for router, status in (("contrastive,kmeans", 0), ("contrastive,kmean", 2)):
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            "sweep",
+            "--router",
+            router,
+            "--dry-run",
+            "--out",
+            str(tmp_path / "x"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stderr
+        assert done.stdout.splitlines()[-1] == "False"

@@ -29,10 +29,10 @@ def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("experts: 3\nseed: 5\nsearch: {steps: 7}\n")
     assert load_config("smoke").experts == 2
-    assert load_config("smoke").search.batch == 8
+    assert load_config("smoke").search.batch == 4
 
     from_file = load_config("smoke", file)
-    assert (from_file.experts, from_file.search.steps, from_file.search.batch) == (3, 7, 8)
+    assert (from_file.experts, from_file.search.steps, from_file.search.batch) == (3, 7, 4)
 
     from_flags = load_config("smoke", file, {"experts": 4, "search.steps": 9})
     assert (from_flags.experts, from_flags.search.steps, from_flags.seed) == (4, 9, 5)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from aptp.core.denoiser import Denoiser
 
 BATCH = 8
-ROUNDS = 9
+ROUNDS = 5
 
 
 @torch.no_grad()

@@ -130,10 +130,18 @@ class Workspace:
         """Length of an encoded prompt."""
         return int(self.preparer.text([""], "empty")["encoder_hidden_states"].shape[1])
 
+    @cached_property
+    def _costs(self) -> dict[str, CostModel]:
+        return {}
+
     def cost_by(self, estimator: str, **options) -> CostModel:
-        """A cost model of the dense denoiser at the size that is served."""
-        inputs = self.denoiser.example_inputs(self.dense, self.sample_size, self.text_tokens)
-        return self.host.create("budget", estimator, options).profile(self.denoiser, self.dense, self.space, inputs)
+        """A cost model of the dense denoiser at the size that is served, profiled when it is first asked for."""
+        key = f"{estimator} {options}"
+        if key not in self._costs:
+            inputs = self.denoiser.example_inputs(self.dense, self.sample_size, self.text_tokens)
+            budget = self.host.create("budget", estimator, options)
+            self._costs[key] = budget.profile(self.denoiser, self.dense, self.space, inputs)
+        return self._costs[key]
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -196,7 +204,7 @@ class Workspace:
 
     def forget_model(self) -> None:
         """Drop what was derived from a pipeline that has been replaced."""
-        for name in ("preparer", "noiser", "distiller", "cost_model"):
+        for name in ("preparer", "noiser", "distiller", "cost_model", "_costs"):
             self.__dict__.pop(name, None)
 
     def fit(

@@ -124,7 +124,7 @@ def test_flags_become_the_configuration(harness: Harness) -> None:
     assert [pruner.name for pruner in config.compare] == ["random", "magnitude"]
     assert (config.adapt.steps, config.search.steps, config.recover.steps) == (11, 12, 13)
     assert (config.experts, config.seed, config.device, config.search.rate) == (3, 14, "cpu", 1e-3)
-    assert config.search.batch == 8  # the preset's
+    assert config.search.batch == 4  # the preset's
 
 
 def test_every_strategy_arrives_with_its_options_filled_in(harness: Harness) -> None:

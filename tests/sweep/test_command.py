@@ -80,7 +80,7 @@ def test_flags_are_a_grid(conductor: Conductor) -> None:
     assert len(conductor.cells) == 8
     first, *_, last = conductor.cells
     assert first.name == "router=contrastive,balancer=none,budget=macs-0.8,seed=0"
-    assert (first.config.search.steps, first.config.search.batch, first.config.recover.steps) == (9, 5, 4)
+    assert (first.config.search.steps, first.config.search.batch, first.config.recover.steps) == (9, 5, 2)
     assert (last.config.router.name, last.config.budget.target, last.config.seed) == ("kmeans", 0.6, 2)
     assert Path("runs/sweep", first.name, "record.json").is_file()
 

@@ -33,7 +33,7 @@ def test_a_grid_is_every_combination_over_the_base() -> None:
     ]
     assert found[1].differences == {"balancer": "sinkhorn", "seed": 1}
     for cell in found:
-        assert (cell.config.search.steps, cell.config.search.batch) == (9, 8)
+        assert (cell.config.search.steps, cell.config.search.batch) == (9, 4)
         assert cell.config.router.options["weight"] == 2
         assert (cell.config.balancer.name, cell.config.seed) == (cell.differences["balancer"], cell.differences["seed"])
 

@@ -26,8 +26,7 @@ class OBSPruner(StaticPruner):
 
     All Hessians are held at once, in float64. (Hassibi and Stork 1992; by groups as in Kurtic et al. 2023, "ZipLM"; for
     diffusion models Zhu et al. 2025, "OBS-Diff". The factor is K-FAC's with one number for all outputs, Martens and
-    Grosse 2015; on the embedded model at 0.66, errors relative to each output's size leave a teacher error of 0.025
-    before recovery, these 0.0003.)
+    Grosse 2015.)
     """
 
     Options = OBSOptions

@@ -115,6 +115,13 @@ class SearchOptions(TrainingOptions):
 
     steps: int = Field(80, gt=0)
     rate: float = Field(0.05, gt=0)
+    start: Choice | None = Field(
+        Choice(name="taylor"),
+        description="static pruner whose scores of width gates the codes start from (the paper's own: none)",
+    )
+    steepness: float = Field(
+        2.0, gt=0, description="how firmly they start there; noise has a standard deviation of 1.8 on this scale"
+    )
     weights: Weights = Weights()
     resource: float = Field(2.0, ge=0, description="weight of |log(cost / target)|")
     spread: float = Field(0.1, ge=0, description="weight of the codes' difference in cost")
@@ -123,6 +130,8 @@ class SearchOptions(TrainingOptions):
 class RecoverOptions(TrainingOptions):
     """Fine-tuning of the experts with the dense teacher; each phase has a schedule of its own."""
 
+    rate: float = Field(5e-4, gt=0)
+    warmup: int = Field(5, ge=0)
     steps: int = Field(100, ge=0, description="in all, shared by the experts")
     joint: float = Field(
         0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
@@ -194,6 +203,9 @@ class RunConfig(Options):
         return self.model_copy(
             update=one
             | {
+                "search": self.search.model_copy(
+                    update={"start": self.search.start and self.search.start.resolved("pruner", host)}
+                ),
                 "data": self.data.resolved("dataset", host),
                 "pruner": self.pruner and self.pruner.resolved("pruner", host),
                 "metrics": [metric.resolved("metric", host) for metric in self.metrics],

@@ -14,7 +14,7 @@ from aptp.core.files import write_text
 from aptp.host import KINDS, Host
 
 PAGE = Path(__file__).parent / "config.md"
-CHOICES = {"data": "dataset", "metrics": "metric", "compare": "pruner", "pruner": "pruner"}
+CHOICES = {"data": "dataset", "metrics": "metric", "compare": "pruner", "pruner": "pruner", "start": "pruner"}
 """Fields of the run that choose strategies, of which kind, where the field's name or value does not say so."""
 
 HEAD = """# Options

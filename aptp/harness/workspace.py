@@ -22,13 +22,14 @@ from aptp.core.denoiser import Denoiser
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress
-from aptp.core.pruner import StaticPruner
+from aptp.core.pruner import ScoringPruner, StaticPruner
 from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
 from aptp.harness.data import Pictures, Preparer, default_cache
 from aptp.harness.pruning import pruner_context
 from aptp.harness.selection import Chosen, check_counts, choose
+from aptp.harness.start import start_of_search
 from aptp.harness.training import Distiller, Noiser, train
 from aptp.host import Host
 from aptp.models import device_of, load_pipeline
@@ -68,8 +69,9 @@ class Workspace:
         work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
-        for choice in filter(None, [config.pruner, *config.compare]):
-            make(host, "pruner", choice).check(pruner_context(work))
+        statics = [make(host, "pruner", choice) for choice in [config.pruner, *config.compare] if choice]
+        for pruner in [*statics, *([work.start] if work.start and work.searches else [])]:
+            pruner.check(pruner_context(work))
         router, balancer = work.bare_router(), host.target("balancer", config.balancer.name)
         if balancer.by_loss and not router.learns_routes:
             raise RequestError(
@@ -155,6 +157,24 @@ class Workspace:
         return self.config.pruner and make(self.host, "pruner", self.config.pruner)
 
     @cached_property
+    def start(self) -> ScoringPruner | None:
+        """The static pruner from whose scores a search starts."""
+        if self.config.search.start is None:
+            return None
+        pruner = make(self.host, "pruner", self.config.search.start)
+        if not isinstance(pruner, ScoringPruner):
+            raise RequestError(
+                f"search.start names pruner {self.config.search.start.name!r}, which scores no gates; choose one that "
+                "does, such as taylor or magnitude, or null."
+            )
+        return pruner
+
+    @property
+    def searches(self) -> bool:
+        """Whether codes are searched for."""
+        return self.pruner is None or self.pruner.searches
+
+    @cached_property
     def preparer(self) -> Preparer:
         cache = Path(self.config.prepare.cache) if self.config.prepare.cache else default_cache()
         encoder = make(self.host, "encoder", self.config.encoder).to(self.device)
@@ -200,6 +220,7 @@ class Workspace:
             prompts,
             self.config.search.steps,
             self.config.seed,
+            start_of_search(self) if prompts.text and self.searches else None,
         )
 
     def forget_model(self) -> None:

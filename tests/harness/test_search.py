@@ -20,7 +20,7 @@ def costs(work: Workspace) -> list[float]:
 
 def test_the_cost_of_the_steps_nears_the_target(open_work) -> None:
     only = {"denoising": 0.0, "distillation": 0.0, "blocks": 0.0}
-    settings = {"steps": 40, "batch": 2, "rate": 0.1, "spread": 0.0, "weights": only}
+    settings = {"steps": 40, "batch": 2, "rate": 0.1, "spread": 0.0, "weights": only, "start": None}
     work = open_work(experts=1, router=LEARNED, balancer="none", search=settings, budget=0.6)
     answer = search(work)
     spent = costs(work)

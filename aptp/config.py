@@ -148,6 +148,9 @@ class EvaluateOptions(Options):
     guidance: float = Field(3.0, ge=0)
     batch: int = Field(40, gt=0)
     gallery: int = Field(2, ge=0, description="prompts of each kind that every expert draws")
+    exam: int = Field(
+        128, ge=4, description="held-out pictures on which experts are compared with the dense model, at most"
+    )
     dense_steps: list[int] = Field(
         [], description="other numbers of sampling steps with which the dense model is evaluated too, each in a row"
     )

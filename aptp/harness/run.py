@@ -25,7 +25,7 @@ from aptp.harness.adapt import adapt
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.selection import check_counts
-from aptp.harness.teacher import oracle
+from aptp.harness.teacher import exam_figures
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.models import pipeline_fingerprint
@@ -169,7 +169,7 @@ def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
     pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host), work.pipeline)
     route, record.routing = evaluate.routing_figures(work, found.bias, fractions)
     with _timed(work, "evaluate"):
-        record.routing["oracle"] = oracle(work, pipe, route)
+        record.routing |= exam_figures(work, pipe, route)
     _describe(work, found, fractions)
     record.save(work.path("record.json"))
     return pipe, route
@@ -239,7 +239,8 @@ def _row(
     config, seconds = work.config, work.record.seconds
     name = config.pruner.name if config.pruner else f"{config.router.name}+{config.balancer.name}"
     spent = seconds["search"] + seconds["recover"]
-    result = evaluate.method_result(work, pipe, questions, name, route, config.recover.steps, spent)
+    error = work.record.routing["oracle"]["teacher_error"]
+    result = evaluate.method_result(work, pipe, questions, name, route, error, config.recover.steps, spent)
     return result, pipe, route[questions.index].tolist()
 
 

@@ -27,6 +27,7 @@ from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
 from aptp.harness.data import Pictures, Preparer, default_cache
+from aptp.harness.exam import Exam
 from aptp.harness.pruning import pruner_context
 from aptp.harness.selection import Chosen, check_counts, choose
 from aptp.harness.start import start_of_search
@@ -91,7 +92,7 @@ class Workspace:
             )
         )
         other = dataclasses.replace(self, config=config, out=out, record=record)
-        other.train, other.validation = self.train, self.validation
+        other.train, other.validation, other.exam = self.train, self.validation, self.exam
         write_text(out / "config.yaml", config.to_yaml())
         return other
 
@@ -222,6 +223,11 @@ class Workspace:
             self.config.seed,
             start_of_search(self) if prompts.text and self.searches else None,
         )
+
+    @cached_property
+    def exam(self) -> Exam:
+        """The held-out pictures on which experts are compared with the dense model, with its answers."""
+        return Exam.draw(self)
 
     def forget_model(self) -> None:
         """Drop what was derived from a pipeline that has been replaced."""

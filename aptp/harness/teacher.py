@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from aptp.harness.training import Example, generator_for
-from aptp.harness.workspace import Workspace
 from aptp.pipeline import RoutedPipeline
+
+if TYPE_CHECKING:
+    from aptp.harness.workspace import Workspace
 
 PICTURES = 128
 """Validation latents on which experts are compared with the dense model."""
@@ -57,7 +60,7 @@ def _said(
 
 def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> float:
     """Mean error of the experts, each on the pictures whose prompts it serves."""
-    exam = Exam.draw(work)
+    exam = work.exam
     mine = route[exam.index]
     rows = {expert: (mine == expert).nonzero().flatten() for expert in mine.unique().tolist()}
     return sum(float(exam.errors(pipe.expert(expert), some).sum()) for expert, some in rows.items()) / len(mine)
@@ -69,7 +72,7 @@ def oracle(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation
     No router can be deployed that does this; what lies between the two is all that better routes to these experts could
     gain.
     """
-    exam, costs = Exam.draw(work), torch.tensor(pipe.bundle.fractions, dtype=torch.float64)
+    exam, costs = work.exam, torch.tensor(pipe.bundle.fractions, dtype=torch.float64)
     mine, everyone = route[exam.index], torch.arange(len(exam.index))
     errors = torch.stack([exam.errors(pipe.expert(expert), everyone) for expert in range(len(costs))], 1)
     spent = float(costs[mine].mean())

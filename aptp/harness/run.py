@@ -166,7 +166,7 @@ def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
             _save_router(work, found, fractions)
     with _timed(work, "recover"):
         recover(work, found.architectures, found.bias)
-    pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host), work.pipeline)
+    pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host, work.encoder), work.pipeline)
     route, record.routing = evaluate.routing_figures(work, found.bias, fractions)
     with _timed(work, "evaluate"):
         record.routing |= exam_figures(work, pipe, route)

@@ -19,6 +19,7 @@ from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.budget import CostModel
 from aptp.core.data import CaptionedDataset
 from aptp.core.denoiser import Denoiser
+from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress
@@ -37,6 +38,10 @@ from aptp.models import device_of, load_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+SHARED = ("denoiser", "space", "encoder", "preparer", "text_tokens", "exam", "_costs")
+"""What depends on models, data, granularity and budget alone, and is made once for all methods of a run."""
 
 
 @dataclass
@@ -82,7 +87,7 @@ class Workspace:
         return work
 
     def beside(self, config: RunConfig, out: Path) -> Workspace:
-        """A run of another configuration over the same models and data."""
+        """A run of another method over the same models, data, granularity and budget."""
         file = out / "record.json"
         record = (
             Record.load(file).model_copy(update={"warnings": []})
@@ -92,7 +97,8 @@ class Workspace:
             )
         )
         other = dataclasses.replace(self, config=config, out=out, record=record)
-        other.train, other.validation, other.exam = self.train, self.validation, self.exam
+        other.train, other.validation = self.train, self.validation
+        other.__dict__.update({name: getattr(self, name) for name in SHARED})
         write_text(out / "config.yaml", config.to_yaml())
         return other
 
@@ -176,10 +182,14 @@ class Workspace:
         return self.pruner is None or self.pruner.searches
 
     @cached_property
+    def encoder(self) -> PromptEncoder:
+        """What the router reads prompts with."""
+        return make(self.host, "encoder", self.config.encoder).to(self.device)
+
+    @cached_property
     def preparer(self) -> Preparer:
         cache = Path(self.config.prepare.cache) if self.config.prepare.cache else default_cache()
-        encoder = make(self.host, "encoder", self.config.encoder).to(self.device)
-        return Preparer(self.pipeline, self.denoiser, encoder, cache, self.progress)
+        return Preparer(self.pipeline, self.denoiser, self.encoder, cache, self.progress)
 
     @cached_property
     def noiser(self) -> Noiser:
@@ -231,7 +241,7 @@ class Workspace:
 
     def forget_model(self) -> None:
         """Drop what was derived from a pipeline that has been replaced."""
-        for name in ("preparer", "noiser", "distiller", "cost_model", "_costs"):
+        for name in ("preparer", "noiser", "distiller", "exam", "cost_model", "_costs"):
             self.__dict__.pop(name, None)
 
     def fit(

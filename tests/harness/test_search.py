@@ -67,3 +67,10 @@ def test_a_router_that_learns_nothing_needs_no_step(open_work) -> None:
     assert answer.expected == pytest.approx(work.config.budget.target, rel=0.01)
     assert not work.path("logs/search.jsonl").exists()
     assert torch.equal(answer.load, search(open_work("again", router="random-codes", balancer="none")).load)
+
+
+def test_a_search_that_ends_far_from_the_target_says_so(open_work) -> None:
+    work = open_work(search={"steps": 2, "batch": 4, "start": None}, budget=0.6)
+    answer = search(work)
+    assert abs(answer.uncalibrated / 0.6 - 1) > 0.05
+    assert [text for text in work.record.warnings if f"ended at {answer.uncalibrated:.3f}" in text]

@@ -17,7 +17,7 @@ from aptp.commands.serve import generate, route
 from aptp.commands.sweep import sweep
 
 COLLECT = 10_000, 10, 100
-"""Objects made until the young are searched for garbage, and how many such searches until the older and all are."""
+"""New objects until the newest are searched for garbage, such searches until older ones are, those until all are."""
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (run, sweep, report, route, generate):
@@ -43,9 +43,8 @@ def main() -> None:
     OpenMP's threads are told to sleep while they wait, unless the environment says otherwise: where other work shares
     the cores, threads that spin for one another can make a step many times slower.
 
-    Of the hundreds of thousands of objects that the libraries make, nearly all stay. Looking through them for garbage
-    again and again took a quarter of the time of a short command, and so did a last time on leaving: the young are
-    looked through as often as ever per object made, the old seldom, and at the end none.
+    The libraries make hundreds of thousands of objects, nearly all of which stay. Searching them for garbage over and
+    over, and once more on leaving, took a fifth of a short run: it is done seldom, and not at the end.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.set_threshold(*COLLECT)

@@ -97,7 +97,7 @@ class SearchSpace:
         return torch.nn.functional.normalize(own * (alive / units.sqrt())[..., place], dim=-1)
 
     def to_dict(self) -> dict:
-        return {"sites": [{**vars(site), "cuts": [dict(vars(cut)) for cut in site.cuts]} for site in self.sites]}
+        return {"sites": [{**vars(site), "cuts": tuple(dict(vars(cut)) for cut in site.cuts)} for site in self.sites]}
 
     @classmethod
     def from_dict(cls, data: dict) -> SearchSpace:

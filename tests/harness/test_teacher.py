@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aptp
+from aptp.config import Choice
 from aptp.harness.exam import Exam
 from aptp.harness.teacher import cross, least_error, oracle
-from aptp.harness.workspace import Workspace
+from aptp.harness.workspace import SHARED, Workspace
 
 
 def cases(pictures: int, experts: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +52,19 @@ def test_errors_that_are_no_numbers_have_no_least() -> None:
     errors, costs = cases(4, 2, 0)
     errors[1, 1] = torch.nan
     assert math.isnan(least_error(errors, costs, float(costs.max())))
+
+
+def test_methods_beside_share_what_was_made_of_the_same_model(open_work) -> None:
+    work = open_work()
+    static = work.beside(work.config.static(Choice(name="magnitude")), work.path("baselines/magnitude"))
+    assert static.pruner is not None
+    assert work.pruner is None
+    for name in SHARED:
+        assert getattr(static, name) is getattr(work, name), name
+    assert static.cost_model is work.cost_model
+    assert static.router_context is not work.router_context
+    work.forget_model()
+    assert work.exam is not static.exam
 
 
 def test_the_record_has_it(finished, base: Workspace) -> None:

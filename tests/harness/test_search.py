@@ -67,3 +67,15 @@ def test_a_router_that_learns_nothing_needs_no_step(open_work) -> None:
     assert answer.expected == pytest.approx(work.config.budget.target, rel=0.01)
     assert not work.path("logs/search.jsonl").exists()
     assert torch.equal(answer.load, search(open_work("again", router="random-codes", balancer="none")).load)
+
+
+def test_without_distillation_nobody_asks_the_teacher(open_work) -> None:
+    calls: list[int] = []
+    alone = {"denoising": 1.0, "distillation": 0.0, "blocks": 0.0}
+    work = open_work(search={"steps": 3, "batch": 4, "weights": alone})
+    handle = work.dense.register_forward_hook(lambda *_: calls.append(1))
+    search(work)
+    handle.remove()
+    assert len(calls) == 3, "the gated model, which is the student"
+    lines = [json.loads(line) for line in work.path("logs/search.jsonl").read_text().splitlines()]
+    assert all("denoising" in line and "distillation" not in line for line in lines)

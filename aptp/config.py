@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,11 @@ class Weights(Options):
     distillation: float = Field(0.2, ge=0)
     blocks: float = Field(0.2, ge=0)
 
+    @property
+    def distill(self) -> bool:
+        """Whether any term needs the teacher."""
+        return self.distillation > 0 or self.blocks > 0
+
 
 class PrepareOptions(Options):
     """What is read and cached."""
@@ -132,12 +138,39 @@ class RecoverOptions(TrainingOptions):
 
     rate: float = Field(5e-4, gt=0)
     warmup: int = Field(5, ge=0)
-    steps: int = Field(100, ge=0, description="in all, shared by the experts")
+    steps: int = Field(100, ge=0, description="training steps of each method, or of each expert: see `recover.per`")
+    per: Literal["run", "expert"] = Field(
+        "run",
+        description="whose `recover.steps` are: `run`, shared by all experts, so that they train no longer than one "
+        "static model does; `expert`, so many for each one that serves",
+    )
     joint: float = Field(
         0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
     )
+    share: Literal["load", "error"] = Field(
+        "load",
+        description="how the other steps are shared: by load, or by load × teacher error on the expert's own prompts",
+    )
+    rank: int = Field(
+        0, ge=0, description="train low-rank changes (LoRA) of this rank, merged at the end; 0 trains all weights"
+    )
+    start: Literal["slice", "fresh"] = Field(
+        "slice",
+        description="`slice` takes every weight from the dense model; `fresh` initialises anew what slicing made "
+        "smaller, as the published code does, to show what that costs",
+    )
     weights: Weights = Weights(denoising=0.01, distillation=0.5, blocks=0.5)
     caption_dropout: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _pairs(self) -> RecoverOptions:
+        if self.start == "fresh" and self.joint > 0:
+            raise ValueError(
+                "start fresh and a joint phase, which trains the dense weights, exclude each other; set recover.joint=0"
+            )
+        if self.share == "error" and self.per == "expert":
+            raise ValueError("share error has nothing to share where per is expert; set recover.share=load")
+        return self
 
 
 class EvaluateOptions(Options):
@@ -198,7 +231,16 @@ class RunConfig(Options):
     evaluate: EvaluateOptions = EvaluateOptions()
 
     def resolved(self, host: Host) -> RunConfig:
-        """With the options of every strategy validated and filled in. Raises `RequestError` for the first bad one."""
+        """With the options of every strategy validated and filled in.
+
+        Raises:
+            RequestError: for the first bad one, or a package that is missing for what is asked.
+        """
+        if self.recover.rank and find_spec("peft") is None:
+            raise RequestError(
+                f"recover.rank {self.recover.rank} needs the package peft, which is not installed; "
+                "pip install 'aptp[peft]', or set recover.rank=0."
+            )
         one = {
             kind: getattr(self, kind).resolved(kind, host)
             for kind in ("encoder", "granularity", "budget", "router", "balancer")

@@ -74,3 +74,15 @@ def test_a_search_that_ends_far_from_the_target_says_so(open_work) -> None:
     answer = search(work)
     assert abs(answer.uncalibrated / 0.6 - 1) > 0.05
     assert [text for text in work.record.warnings if f"ended at {answer.uncalibrated:.3f}" in text]
+
+
+def test_without_distillation_nobody_asks_the_teacher(open_work) -> None:
+    calls: list[int] = []
+    alone = {"denoising": 1.0, "distillation": 0.0, "blocks": 0.0}
+    work = open_work(search={"steps": 3, "batch": 4, "weights": alone, "start": None})
+    handle = work.dense.register_forward_hook(lambda *_: calls.append(1))
+    search(work)
+    handle.remove()
+    assert len(calls) == 3, "the gated model, which is the student"
+    lines = [json.loads(line) for line in work.path("logs/search.jsonl").read_text().splitlines()]
+    assert all("denoising" in line and "distillation" not in line for line in lines)

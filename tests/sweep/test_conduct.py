@@ -207,7 +207,7 @@ from aptp.sweep.grid import Sweep, cells
 
 script, folder, *seeds = sys.argv[1:]
 found = cells(Sweep(grid={"seed": list(map(int, seeds))}), default_host())
-conduct(found, Path(folder), 2, lambda table: None, lambda config, out: [sys.executable, "-S", script, config, out])
+conduct(found, Path(folder), 2, lambda table: None, lambda config, out: [sys.executable, script, config, out])
 """
 
 

@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench docs clean
+.PHONY: help install run test lint bench benchmark benchmark-full report docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s  %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## install aptp with its libraries into .venv (Python 3.11 or newer)
 
@@ -34,6 +34,17 @@ test: lint ## lint, then the whole test suite
 
 bench: install ## the benchmarks that pytest-benchmark times
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+benchmark: install ## one seed of the core table on the embedded model, and its report: hours, goes on where it stopped
+	$(BIN)/aptp sweep benchmarks/experiments/core.yaml --out runs/core
+	$(BIN)/aptp report runs/core --out runs/core/report
+
+benchmark-full: install ## every comparison of docs/question.md, five seeds: days on two cores, goes on where it stopped
+	$(BIN)/aptp sweep benchmarks/experiments/full.yaml --out runs/full --results benchmarks/results/full
+	$(MAKE) report
+
+report: install ## remake the published report from the results that are kept
+	$(BIN)/aptp report benchmarks/results/full/*.json --mixed --out docs/report
 
 docs: install ## write docs/config.md anew from the options' models
 	$(BIN)/python docs/config_page.py

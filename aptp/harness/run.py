@@ -239,7 +239,7 @@ def _row(
     config, seconds = work.config, work.record.seconds
     name = config.pruner.name if config.pruner else f"{config.router.name}+{config.balancer.name}"
     spent = seconds["search"] + seconds["recover"]
-    result = evaluate.method_result(work, pipe, questions, name, route, config.recover.steps, spent)
+    result = evaluate.method_result(work, pipe, questions, name, route, spent)
     return result, pipe, route[questions.index].tolist()
 
 

@@ -154,6 +154,11 @@ class Workspace:
         """The static pruner that takes the search's place, if the run has one."""
         return self.config.pruner and make(self.host, "pruner", self.config.pruner)
 
+    @property
+    def searches(self) -> bool:
+        """Whether this run's method trains in the search stage."""
+        return self.pruner.searches if self.pruner else self.router.learns
+
     @cached_property
     def preparer(self) -> Preparer:
         cache = Path(self.config.prepare.cache) if self.config.prepare.cache else default_cache()

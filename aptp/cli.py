@@ -12,7 +12,8 @@ import typer
 from aptp import __version__
 from aptp.commands.failing import Commands
 from aptp.commands.inspect import doctor, plugins
-from aptp.commands.run import report, run
+from aptp.commands.report import report
+from aptp.commands.run import run
 from aptp.commands.serve import generate, route
 from aptp.commands.sweep import sweep
 

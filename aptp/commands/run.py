@@ -1,4 +1,4 @@
-"""`aptp run` and `aptp report`."""
+"""`aptp run`."""
 
 from __future__ import annotations
 
@@ -97,22 +97,6 @@ def run(
         from aptp.report import summary_table
 
         show(summary_table(record), f"report: {folder / 'report.html'}")
-
-
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")], debug: Debug = False
-) -> None:
-    """Write the report of runs anew."""
-    for folder in runs:
-        if not (folder / "record.json").is_file():
-            raise RequestError(f"{str(folder)!r} is no run: it has no record.json.")
-    with working("the report", debug):
-        from aptp.report import write_report
-
-        for folder in runs:
-            with checking():
-                written = write_report(folder)
-            typer.echo(written)
 
 
 def _compared(names: list[str]) -> list[str] | None:

@@ -63,6 +63,9 @@ class Result(_Part):
     macs: float
     parameters: float
     training_steps: int
+    """Of recovery."""
+    search_steps: int | None = None
+    """Of the search before it: 0 where a method has none, `None` where nobody wrote it down."""
     training_seconds: float
     latency_ms: float | None = None
     peak_memory_mb: float | None = None

@@ -149,6 +149,7 @@ def _dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -
         macs=work.cost_by("macs").dense,
         parameters=work.cost_by("params").dense,
         training_steps=0,
+        search_steps=0,
         training_seconds=0.0,
         peak_memory_mb=peak_memory_mb(work.denoiser, work.dense, *size),
         teacher_error=0.0,
@@ -182,7 +183,10 @@ def method_result(
     steps: int,
     seconds: float,
 ) -> Result:
-    """A pruned method's row: its figures are means over the prompts, each on its own expert."""
+    """A pruned method's row: its figures are means over the prompts, each on its own expert.
+
+    `steps` are those of its recovery, `seconds` those of its search and recovery.
+    """
     experts = route[questions.index].tolist()
     folder = work.path(f"samples/{name}")
     draw_pictures(work, pipe, folder, questions.prompts, questions.seeds, experts)
@@ -199,6 +203,7 @@ def method_result(
         macs=float((work.cost_by("macs").cost(gates) * share).sum()),
         parameters=float((work.cost_by("params").cost(gates) * share).sum()),
         training_steps=steps,
+        search_steps=work.config.search.steps if work.searches else 0,
         training_seconds=seconds,
         peak_memory_mb=mean(lambda i: peak_memory_mb(work.denoiser, pipe.expert(i), *size)),
         teacher_error=teacher_error,

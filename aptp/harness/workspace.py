@@ -76,7 +76,7 @@ class Workspace:
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
         statics = [make(host, "pruner", choice) for choice in [config.pruner, *config.compare] if choice]
-        for pruner in [*statics, *([work.start] if work.start and work.searches else [])]:
+        for pruner in [*statics, *([work.start] if work.start and work.makes_codes else [])]:
             pruner.check(pruner_context(work))
         router, balancer = work.bare_router(), host.target("balancer", config.balancer.name)
         if balancer.by_loss and not router.learns_routes:
@@ -163,6 +163,11 @@ class Workspace:
         """The static pruner that takes the search's place, if the run has one."""
         return self.config.pruner and make(self.host, "pruner", self.config.pruner)
 
+    @property
+    def searches(self) -> bool:
+        """Whether this run's method trains in the search stage."""
+        return self.pruner.searches if self.pruner else self.router.learns
+
     @cached_property
     def start(self) -> ScoringPruner | None:
         """The static pruner from whose scores a search starts."""
@@ -177,8 +182,8 @@ class Workspace:
         return pruner
 
     @property
-    def searches(self) -> bool:
-        """Whether codes are searched for."""
+    def makes_codes(self) -> bool:
+        """Whether a router has codes that start somewhere, rather than a static pruner's architecture."""
         return self.pruner is None or self.pruner.searches
 
     @cached_property
@@ -231,7 +236,7 @@ class Workspace:
             prompts,
             self.config.search.steps,
             self.config.seed,
-            start_of_search(self) if prompts.text and self.searches else None,
+            start_of_search(self) if prompts.text and self.makes_codes else None,
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page, and the table that the command line prints.
+"""The report of a run and of several: HTML pages, and the table that the command line prints.
 
 Public names load on first use: `summary_table` brings in no matplotlib.
 """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Colormap
@@ -77,6 +79,26 @@ def expert_colours(fractions: list[float]) -> list[str]:
     order = sorted(range(len(fractions)), key=fractions.__getitem__)
     places = {expert: place / max(1, len(order) - 1) for place, expert in enumerate(order)}
     return [matplotlib.colors.to_hex(scale(0.82 * places[i])) for i in range(len(fractions))]
+
+
+def heat_map(
+    axes: Axes,
+    shares: Float[np.ndarray, "rows columns"],
+    texts: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    scale: Colormap,
+    size: float = 8.5,
+) -> None:
+    """Cells coloured by shares in [0, 1], each with a text in it; one without a share stays empty. First row on top."""
+    axes.pcolormesh(np.ma.masked_invalid(shares), cmap=scale, vmin=0, vmax=1, edgecolor="white", linewidth=1.5)
+    for (row, column), share in np.ndenumerate(shares):
+        colour = INK if np.isnan(share) else on(scale, share)
+        axes.text(column + 0.5, row + 0.5, texts[row][column], ha="center", va="center", size=size, color=colour)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows, color=INK)
+    axes.invert_yaxis()
+    plain(axes)
 
 
 def plain(axes: Axes) -> None:

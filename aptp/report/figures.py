@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,11 +22,12 @@ from aptp.report.drawing import (
     Picture,
     draw,
     expert_colours,
-    on,
-    plain,
+    heat_map,
 )
-from aptp.report.reading import Log
 from aptp.report.wording import listed, number, percent
+
+if TYPE_CHECKING:
+    from aptp.report.reading import Log
 
 TERMS = {
     "loss": "total loss, weighted",
@@ -48,17 +50,12 @@ def kinds_picture(kinds: Mapping[str, Mapping[str, int]], costs: Mapping[str, fl
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(3, 0.8 * experts), 3])
-        left.pcolormesh(shares, cmap=LOAD, vmin=0, vmax=1, edgecolor="white", linewidth=1.5)
-        size = 8.5 if experts <= 8 else 6.5
-        for (row, column), count in np.ndenumerate(counts):
-            text = f"{100 * shares[row, column]:.0f}%\n{count:.0f}"
-            colour = on(LOAD, shares[row, column])
-            left.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=size, color=colour)
-        left.set_xticks(np.arange(experts) + 0.5, [f"expert {e}" if experts <= 8 else str(e) for e in range(experts)])
-        left.set_yticks(np.arange(len(names)) + 0.5, names, color=INK)
+        columns = [f"expert {e}" if experts <= 8 else str(e) for e in range(experts)]
+        texts = [
+            [f"{100 * s:.0f}%\n{n:.0f}" for s, n in zip(*row, strict=True)] for row in zip(shares, counts, strict=True)
+        ]
+        heat_map(left, shares, texts, names, columns, LOAD, size=8.5 if experts <= 8 else 6.5)
         left.set_title("share and number of the kind's prompts on each expert")
-        left.invert_yaxis()
-        plain(left)
         _bars(right, [costs.get(kind, 0.0) for kind in names])
 
     where = [f"{kind} mostly to expert {shares[row].argmax()}" for row, kind in enumerate(names)]

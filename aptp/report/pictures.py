@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from aptp.report.reading import Run
 from aptp.report.wording import percent
+
+if TYPE_CHECKING:
+    from aptp.report.reading import Run
 
 SMALL = 128
 """Pictures up to this many pixels are embedded as they are and magnified without smoothing."""
 LARGEST = 384
-"""Larger ones are reduced to this many, twice what they are shown at."""
+"""Larger ones are reduced to this many, where nothing else is asked: twice what they are shown at."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,15 @@ class Gallery:
     pixelated: bool
 
 
+def read_gallery(folder: Path) -> dict[str, Any]:
+    """`prompts` and `columns` of the gallery in a run directory, both empty where there is none."""
+    try:
+        gallery = json.loads((folder / "gallery/gallery.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        gallery = {}
+    return {"prompts": gallery.get("prompts", []), "columns": gallery.get("columns", [])}
+
+
 def gallery_of(run: Run) -> Gallery | None:
     """The gallery of a run, if there are pictures."""
     prompts, columns = run.gallery["prompts"], run.gallery["columns"]
@@ -52,7 +65,7 @@ def gallery_of(run: Run) -> Gallery | None:
             if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
                 shown.append(None)
                 continue
-            source, side = _embedded(path)
+            source, side = embedded(path)
             largest = max(largest, side)
             routed = "expert" in column and column["expert"] == prompt.get("expert")
             alt = f"{column['name']}: {prompt['prompt']}" + (" (routed here)" if routed else "")
@@ -67,14 +80,14 @@ def _cost_of(run: Run, name: str) -> str:
     return next((percent(r.fraction) for r in run.record.results if r.name == name), "")
 
 
-def _embedded(path: Path) -> tuple[str, int]:
-    """A picture as a data URI, and its longer side in pixels."""
+def embedded(path: Path, largest: int = LARGEST) -> tuple[str, int]:
+    """A picture as a data URI, and its longer side in pixels; one that is not small is reduced to `largest`."""
     with Image.open(path, formats=["PNG"]) as picture:
         side = max(picture.size)
         if side <= SMALL:
             return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), side
         smaller = picture.convert("RGB")
-    smaller.thumbnail((LARGEST, LARGEST))
+    smaller.thumbnail((largest, largest))
     file = io.BytesIO()
     smaller.save(file, format="JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), side

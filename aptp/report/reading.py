@@ -12,6 +12,7 @@ import yaml
 from aptp.core.architecture import Architecture
 from aptp.core.record import Record
 from aptp.report.measures import method_of
+from aptp.report.pictures import read_gallery
 
 Log = list[dict[str, Any]]
 """One mapping a training step."""
@@ -53,7 +54,7 @@ def read_run(folder: Path) -> Run:
         read_log(folder / "logs/search.jsonl"),
         {name: log for name, log in logs.items() if log},
         [Architecture.load(path) for path in sorted(folder.glob("experts/*/architecture.json"))],
-        _gallery(folder / "gallery/gallery.json"),
+        read_gallery(folder),
     )
 
 
@@ -70,11 +71,3 @@ def read_log(path: Path) -> Log:
         if isinstance(values, dict) and "step" in values:
             steps.append(values)
     return steps
-
-
-def _gallery(path: Path) -> dict[str, Any]:
-    try:
-        gallery = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        gallery = {}
-    return {"prompts": gallery.get("prompts", []), "columns": gallery.get("columns", [])}

@@ -131,13 +131,12 @@ def _target(record: Record) -> str:
 
 def payback(record: Record) -> str | None:
     """After how many pictures search and recovery are paid for by the time saved; `None` where that is not known."""
-    method, dense = method_of(record), dense_of(record)
-    options = record.config.get("evaluate", {})
-    if not (method and dense and method.latency_ms and dense.latency_ms and "steps" in options):
+    method = method_of(record)
+    saved = saved_seconds(record, method) if method else None
+    if method is None or saved is None:
         return None
-    calls = options["steps"] * (2 if options.get("guidance", 0) > 1 else 1)
-    saved = calls * (dense.latency_ms - method.latency_ms) / LATENCY_BATCH / 1000
-    said = f"A picture of {options['steps']} sampling steps takes {plural(calls, 'denoiser call')}"
+    steps = record.config["evaluate"]["steps"]
+    said = f"A picture of {steps} sampling steps takes {plural(_calls(record), 'denoiser call')}"
     if saved <= 0:
         return f"{said}; the pruned calls were no faster on this machine, so nothing is paid back in time."
     pictures = method.training_seconds / saved
@@ -145,3 +144,17 @@ def payback(record: Record) -> str | None:
         f"{said}, which saves {number(saved)} s on this machine; the {duration(method.training_seconds)} of search and "
         f"recovery are paid back after about {plural(round(pictures), 'picture')}."
     )
+
+
+def saved_seconds(record: Record, result: Result) -> float | None:
+    """Time that a method's calls for one picture take less than the dense model's; `None` where that is not known."""
+    dense = dense_of(record)
+    if not (dense and dense.latency_ms and result.latency_ms and "steps" in record.config.get("evaluate", {})):
+        return None
+    return _calls(record) * (dense.latency_ms - result.latency_ms) / LATENCY_BATCH / 1000
+
+
+def _calls(record: Record) -> int:
+    """Calls of the denoiser for a picture."""
+    options = record.config["evaluate"]
+    return options["steps"] * (2 if options.get("guidance", 0) > 1 else 1)

@@ -25,6 +25,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits - 1}e}"
 
 
+def signed(value: float | None, digits: int = 3) -> str:
+    """As `number`, with its sign."""
+    if value is None:
+        return NOTHING
+    return number(value, digits) if not value else f"{'−' if value < 0 else '+'}{number(abs(value), digits)}"
+
+
 def amount(value: float | None) -> str:
     """With a unit prefix: 262 M, 90.5 G."""
     if value is None:
@@ -71,6 +78,15 @@ def listed(parts: Sequence[str]) -> str:
 def plural(count: int, word: str) -> str:
     """`1 expert`, `4 experts`."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def reach(low: float | None, high: float | None) -> str:
+    """The ends of an interval of differences, both to as many places as the larger one takes."""
+    if low is None or high is None:
+        return NOTHING
+    size = max(abs(low), abs(high))
+    places = max(0, 2 - math.floor(math.log10(size))) if size else 0
+    return " to ".join(f"{'−' if end < 0 else '+'}{abs(end):,.{places}f}" for end in (low, high))
 
 
 def headline(record: Record) -> str:

@@ -1,0 +1,292 @@
+"""Figures with methods as points: quality against cost, against time and against training, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from aptp.report.comparison.gathering import Comparison, Setting
+from aptp.report.comparison.intervals import Interval, interval
+from aptp.report.comparison.methods import Method
+from aptp.report.drawing import BLUE, INK, MUTED, ORANGE, RULE, VERMILLION, Picture, draw
+from aptp.report.measures import Measure
+from aptp.report.wording import listed, number, percent
+
+GREEN, PURPLE, SKY = "#009E73", "#CC79A7", "#56B4E9"
+"""Three more of the colours of Okabe and Ito."""
+ROUTED = [(c, m) for m, c in zip("os^DvPX*", [BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, MUTED, INK], strict=True)]
+SINGLE = [(c, m) for m, c in zip("s^DvPX*o", [INK, ORANGE, SKY, PURPLE, GREEN, VERMILLION, MUTED, BLUE], strict=True)]
+PANELS = 4
+"""Measures that a figure shows."""
+CROWD = 12
+"""With more methods than this, a figure leaves out those that differ in a setting from the others."""
+
+
+Point = tuple[Interval, Interval]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn in all figures. Single models are hollow and dashed, routed methods full and solid."""
+
+    colour: str
+    marker: str
+    full: bool
+
+    @property
+    def line(self) -> dict[str, Any]:
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "markersize": 6,
+            "markerfacecolor": self.colour if self.full else "white",
+            "markeredgewidth": 1.4,
+            "lw": 1.2,
+            "ls": "-" if self.full else "--",
+        }
+
+
+def looks(methods: Sequence[Method]) -> dict[Method, Look]:
+    """A look for each method, no two the same before all are used up."""
+    found = {}
+    for kind, palette in (("routed", ROUTED), ("single", SINGLE)):
+        for place, method in enumerate(m for m in methods if m.kind == kind):
+            colour, marker = palette[place % len(palette)]
+            found[method] = Look(colour, marker, kind == "routed")
+    return found
+
+
+def shown(comparison: Comparison) -> list[Method]:
+    """The pruned methods that figures show: all, or where there are many those that no setting sets apart."""
+    methods = dict.fromkeys(m for s in comparison.settings for m in comparison.methods(s) if m.kind != "dense")
+    if len(methods) <= CROWD:
+        return list(methods)
+    return [m for m in methods if not m.settings or m == comparison.reference]
+
+
+def quality_picture(comparison: Comparison, across: str) -> Picture:
+    """Every measure against `across`, the cost or the time of a picture, in the protocol of the main setting."""
+    letter = comparison.main.letter
+    settings = [setting for setting in comparison.settings if setting.letter == letter]
+    methods = [m for m in shown(comparison) if any(comparison.seeds(s, m) for s in settings)]
+    look, measures = looks(methods), [m for m in comparison.measures if m.less is not None][:PANELS]
+    columns = min(2, len(measures))
+    rows = -(-len(measures) // columns)
+    what = "cost" if across == "cost" else "measured time"
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+        for axes in grid[len(measures) :]:
+            axes.set_visible(False)
+        drawn: list[Point] = []
+        for axes, measure in zip(grid, measures, strict=False):
+            courses = {m: [p for s in settings for p in _point(comparison, s, m, across, measure)] for m in methods}
+            for method, points in courses.items():
+                _draw(axes, points, method.name, look[method].line)
+            dense = _dense(axes, comparison, settings[0], across, measure)
+            points = [*dense, *(point for course in courses.values() for point in course)]
+            drawn += points
+            if real := _real(comparison, settings[0], measure):
+                axes.axhline(real, color=MUTED, lw=0.9, ls=(0, (1, 2)))
+                place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+                axes.annotate("real pictures", (0, real), (3, 2), size=7.5, color=MUTED, **place)
+            _frame(axes, measure)
+            if points and axes.get_yscale() == "linear":
+                axes.set_ylim(_limits([y for _, y in points]))
+            axes.set_xlabel(f"{what} of a picture, % of dense")
+            axes.tick_params(labelbottom=True)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}"))
+        if drawn:
+            grid[0].set_xlim(_limits([x for x, _ in drawn]))
+        _legend(figure)
+
+    measure = comparison.primary or measures[0]
+    told = []
+    for method in methods:
+        means = [(s, comparison.mean(s, method, measure.key)) for s in settings]
+        if parts := [f"{number(value)} at {percent(s.budget, 0)}" for s, value in means if value is not None]:
+            told.append(f"{method.name} {listed(parts)}")
+    alt = f"{listed([m.label for m in measures])} against the {what} of a picture. {measure.label}: {'; '.join(told)}."
+    return draw(alt, 3.2 * rows + 0.3 + 0.2 * -(-len(methods) // 4), paint)
+
+
+def _point(comparison: Comparison, setting: Setting, method: Method, across: str, measure: Measure) -> list[Point]:
+    """A method's place in a panel, if it has one."""
+    x, y = (comparison.interval(setting, method, key) for key in (across, measure.key))
+    return [(x, y)] if x and y else []
+
+
+def _draw(axes: Axes, points: Sequence[Point], label: str, line: dict[str, Any]) -> None:
+    """Means joined by a line, with their intervals as bars."""
+    if not points:
+        return
+    xs, ys = zip(*sorted(points, key=lambda point: point[0].mean), strict=True)
+    axes.errorbar(
+        [x.mean for x in xs],
+        [y.mean for y in ys],
+        xerr=[x.half or 0 for x in xs],
+        yerr=[y.half or 0 for y in ys],
+        elinewidth=0.8,
+        capsize=2,
+        label=label,
+        **line,
+    )
+
+
+def _dense(axes: Axes, comparison: Comparison, setting: Setting, across: str, measure: Measure) -> list[Point]:
+    """The dense model with all and with fewer steps, as one curve; not its teacher error, which is 0."""
+    if measure.key == "teacher_error":
+        return []
+    methods = comparison.methods(setting, "dense")
+    points = {m: point for m in methods for point in _point(comparison, setting, m, across, measure)}
+    line = {"color": INK, "marker": "|", "markersize": 9, "markeredgewidth": 1.6, "lw": 1.2, "ls": ":"}
+    _draw(axes, list(points.values()), "dense, fewer sampling steps" if len(points) > 1 else "dense", line)
+    place = {"textcoords": "offset points", "size": 7, "color": MUTED, "ha": "right"}
+    for method, (x, y) in points.items():
+        axes.annotate(method.base.removeprefix("dense, "), (x.mean, y.mean), (-4, -9 if measure.less else 5), **place)
+    return list(points.values())
+
+
+def _limits(intervals: Sequence[Interval]) -> tuple[float, float]:
+    """The ends of an axis that the means fill: intervals much longer than the means are apart are cut by the frame."""
+    means = [each.mean for each in intervals]
+    room = 0.35 * (max(means) - min(means)) or 0.1 * abs(means[0]) or 1.0
+    low = max(min(means) - room, min(each.mean - (each.half or 0) for each in intervals))
+    high = min(max(means) + room, max(each.mean + (each.half or 0) for each in intervals))
+    margin = 0.06 * (high - low) or room
+    return low - margin, high + margin
+
+
+def _real(comparison: Comparison, setting: Setting, measure: Measure) -> float | None:
+    figures = [
+        f for m in comparison.methods(setting) if (f := comparison.mean(setting, m, f"{measure.key}_real")) is not None
+    ]
+    return sum(figures) / len(figures) if figures else None
+
+
+def _frame(axes: Axes, measure: Measure) -> None:
+    detail = f" ({measure.detail})" if measure.detail else ""
+    axes.set_ylabel(f"{measure.label}{detail} {measure.arrow}")
+    axes.grid(color=RULE, lw=0.5)
+    axes.margins(0.08)
+    if measure.key == "teacher_error":
+        _logarithmic(axes, "y")
+
+
+def _logarithmic(axes: Axes, which: str) -> None:
+    """A logarithmic axis with plain numbers."""
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, below them."""
+    entries: dict[str, Any] = {}
+    for each in figure.axes:
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=4, fontsize=8.5)
+
+
+def differences_picture(comparison: Comparison, setting: Setting) -> Picture | None:
+    """Each method's paired difference to the reference with its interval, a panel a measure; needs two seeds."""
+    reference = comparison.reference
+    measures = [m for m in comparison.measures if m.less is not None][:PANELS]
+    methods = [m for m in comparison.methods(setting) if m != reference]
+    known = {
+        (method, m.key): found
+        for method in methods
+        for m in measures
+        if not (method.kind == "dense" and m.key == "teacher_error")
+        if (found := comparison.difference(setting, method, reference, m.key)) and found.half is not None
+    }
+    methods = [m for m in methods if any((m, measure.key) in known for measure in measures)]
+    if not methods:
+        return None
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+        for axes, measure in zip(grid, measures, strict=True):
+            for row, method in enumerate(methods):
+                if found := known.get((method, measure.key)):
+                    apart = found.above(0) or found.below(0)
+                    axes.errorbar(
+                        found.mean, row, xerr=found.half, color=BLUE if apart else MUTED, marker="o", markersize=5.5,
+                        markerfacecolor=BLUE if apart else "white", elinewidth=1.2, capsize=2.5,
+                    )  # fmt: skip
+            axes.axvline(0, color=VERMILLION, lw=1, ls="--", zorder=0)
+            axes.set_title(f"{measure.label} {measure.arrow}")
+            axes.set_xlabel("better ← difference → worse" if measure.less else "worse ← difference → better")
+            axes.set_yticks(range(len(methods)), [comparison.label(setting, m) for m in methods], color=INK)
+            axes.grid(axis="x", color=RULE, lw=0.5)
+            axes.locator_params(axis="x", nbins=4)
+            axes.spines["left"].set_visible(False)
+        grid[0].set_ylim(len(methods) - 0.4, -0.6)
+
+    measure = comparison.primary or measures[0]
+    told = [
+        f"{m.name} {number(found.mean)}, {number(found.low)} to {number(found.high)}"
+        for m in methods
+        if (found := known.get((m, measure.key)))
+    ]
+    alt = f"Paired differences to {reference.name} at {percent(setting.budget, 0)}. {measure.label}: {'; '.join(told)}."
+    return draw(alt, 0.9 + 0.27 * len(methods), paint)
+
+
+def steps_picture(comparison: Comparison) -> Picture | None:
+    """Teacher error and the deciding measure against all training steps; `None` where no method has several totals."""
+    setting = comparison.main
+    measures = [m for m in comparison.measures if m.key == "teacher_error"]
+    measures += [m for m in [comparison.primary] if m and m not in measures]
+    lines = {m: line for m in measures if (line := _courses(comparison, setting, m))}
+    if not lines:
+        return None
+    look = looks(list(dict.fromkeys(method for line in lines.values() for method in line)))
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(1, len(lines), squeeze=False)[0]
+        for axes, (measure, courses) in zip(grid, lines.items(), strict=True):
+            for method, points in courses.items():
+                _draw(axes, points, method.name, look[method].line)
+            _frame(axes, measure)
+            _logarithmic(axes, "x")
+            axes.set_xlabel("training steps, search and recovery")
+        _legend(figure)
+
+    told = [
+        f"{method.name} from {number(points[0][1].mean)} at {number(points[0][0].mean)} steps to "
+        f"{number(points[-1][1].mean)} at {number(points[-1][0].mean)}"
+        for method, points in next(iter(lines.values())).items()
+    ]
+    return draw(f"{next(iter(lines)).label} against training steps: {'; '.join(told)}.", 3.9, paint)
+
+
+def _courses(comparison: Comparison, main: Setting, measure: Measure) -> dict[Method, list[Point]]:
+    """A method's points by total of steps, over protocols that differ from the main one in that alone."""
+    found: dict[Method, list[Point]] = {}
+    own = {k: v for k, v in comparison.protocols[main.letter] if k != "recover.steps"}
+    for setting in comparison.settings:
+        same = {k: v for k, v in comparison.protocols[setting.letter] if k != "recover.steps"} == own
+        if setting.budget != main.budget or not same:
+            continue
+        for method in comparison.methods(setting):
+            if method.kind == "dense":
+                continue
+            totals = [
+                t.figures.get("search_steps", 0.0) + t.figures["recovery_steps"]
+                for t in comparison.runs(setting, method)
+            ]
+            x, y = interval(totals), comparison.interval(setting, method, measure.key)
+            if x and y:
+                found.setdefault(method.without("search.steps"), []).append((x, y))
+    courses = {m: sorted(points, key=lambda point: point[0].mean) for m, points in found.items()}
+    return {m: points for m, points in courses.items() if len({x.mean for x, _ in points}) > 1}

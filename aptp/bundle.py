@@ -86,8 +86,12 @@ def save_router(
     )
 
 
-def load_bundle(run: Path, host: Host) -> Bundle:
-    """Read what `save_router` wrote into `run/router`. Raises `RequestError` for a folder that is no finished run."""
+def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> Bundle:
+    """Read what `save_router` wrote into `run/router`, with the run's encoder where that is `loaded` already.
+
+    Raises:
+        RequestError: for a folder that is no finished run.
+    """
     folder = run / "router"
     if not (folder / "router.json").is_file():
         raise RequestError(f"{str(run)!r} is no run with a router: it has no router/router.json.")
@@ -117,7 +121,7 @@ def load_bundle(run: Path, host: Host) -> Bundle:
             raise ValueError(f"it has {len(bias)} experts, but the costs of {len(fractions)}.")
         return Bundle(
             router.eval(),
-            host.create("encoder", encoder.name, encoder.options),
+            loaded or host.create("encoder", encoder.name, encoder.options),
             bias,
             fractions,
             data["model"],

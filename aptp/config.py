@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,11 @@ class Weights(Options):
     distillation: float = Field(0.2, ge=0)
     blocks: float = Field(0.2, ge=0)
 
+    @property
+    def distill(self) -> bool:
+        """Whether any term needs the teacher."""
+        return self.distillation > 0 or self.blocks > 0
+
 
 class PrepareOptions(Options):
     """What is read and cached."""
@@ -115,6 +121,13 @@ class SearchOptions(TrainingOptions):
 
     steps: int = Field(80, gt=0)
     rate: float = Field(0.05, gt=0)
+    start: Choice | None = Field(
+        Choice(name="taylor"),
+        description="static pruner whose scores of width gates the codes start from (the paper's own: none)",
+    )
+    steepness: float = Field(
+        2.0, gt=0, description="how firmly they start there; noise has a standard deviation of 1.8 on this scale"
+    )
     weights: Weights = Weights()
     resource: float = Field(2.0, ge=0, description="weight of |log(cost / target)|")
     spread: float = Field(0.1, ge=0, description="weight of the codes' difference in cost")
@@ -123,12 +136,41 @@ class SearchOptions(TrainingOptions):
 class RecoverOptions(TrainingOptions):
     """Fine-tuning of the experts with the dense teacher; each phase has a schedule of its own."""
 
-    steps: int = Field(100, ge=0, description="in all, shared by the experts")
+    rate: float = Field(5e-4, gt=0)
+    warmup: int = Field(5, ge=0)
+    steps: int = Field(100, ge=0, description="training steps of each method, or of each expert: see `recover.per`")
+    per: Literal["run", "expert"] = Field(
+        "run",
+        description="whose `recover.steps` are: `run`, shared by all experts, so that they train no longer than one "
+        "static model does; `expert`, so many for each one that serves",
+    )
     joint: float = Field(
         0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
     )
+    share: Literal["load", "error"] = Field(
+        "load",
+        description="how the other steps are shared: by load, or by load × teacher error on the expert's own prompts",
+    )
+    rank: int = Field(
+        0, ge=0, description="train low-rank changes (LoRA) of this rank, merged at the end; 0 trains all weights"
+    )
+    start: Literal["slice", "fresh"] = Field(
+        "slice",
+        description="`slice` takes every weight from the dense model; `fresh` initialises anew what slicing made "
+        "smaller, as the published code does, to show what that costs",
+    )
     weights: Weights = Weights(denoising=0.01, distillation=0.5, blocks=0.5)
     caption_dropout: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _pairs(self) -> RecoverOptions:
+        if self.start == "fresh" and self.joint > 0:
+            raise ValueError(
+                "start fresh and a joint phase, which trains the dense weights, exclude each other; set recover.joint=0"
+            )
+        if self.share == "error" and self.per == "expert":
+            raise ValueError("share error has nothing to share where per is expert; set recover.share=load")
+        return self
 
 
 class EvaluateOptions(Options):
@@ -139,6 +181,9 @@ class EvaluateOptions(Options):
     guidance: float = Field(3.0, ge=0)
     batch: int = Field(40, gt=0)
     gallery: int = Field(2, ge=0, description="prompts of each kind that every expert draws")
+    exam: int = Field(
+        128, ge=4, description="held-out pictures on which experts are compared with the dense model, at most"
+    )
     dense_steps: list[int] = Field(
         [], description="other numbers of sampling steps with which the dense model is evaluated too, each in a row"
     )
@@ -186,7 +231,16 @@ class RunConfig(Options):
     evaluate: EvaluateOptions = EvaluateOptions()
 
     def resolved(self, host: Host) -> RunConfig:
-        """With the options of every strategy validated and filled in. Raises `RequestError` for the first bad one."""
+        """With the options of every strategy validated and filled in.
+
+        Raises:
+            RequestError: for the first bad one, or a package that is missing for what is asked.
+        """
+        if self.recover.rank and find_spec("peft") is None:
+            raise RequestError(
+                f"recover.rank {self.recover.rank} needs the package peft, which is not installed; "
+                "pip install 'aptp[peft]', or set recover.rank=0."
+            )
         one = {
             kind: getattr(self, kind).resolved(kind, host)
             for kind in ("encoder", "granularity", "budget", "router", "balancer")
@@ -194,6 +248,9 @@ class RunConfig(Options):
         return self.model_copy(
             update=one
             | {
+                "search": self.search.model_copy(
+                    update={"start": self.search.start and self.search.start.resolved("pruner", host)}
+                ),
                 "data": self.data.resolved("dataset", host),
                 "pruner": self.pruner and self.pruner.resolved("pruner", host),
                 "metrics": [metric.resolved("metric", host) for metric in self.metrics],

@@ -14,7 +14,7 @@ from aptp.core.files import write_text
 from aptp.host import KINDS, Host
 
 PAGE = Path(__file__).parent / "config.md"
-CHOICES = {"data": "dataset", "metrics": "metric", "compare": "pruner", "pruner": "pruner"}
+CHOICES = {"data": "dataset", "metrics": "metric", "compare": "pruner", "pruner": "pruner", "search.start": "pruner"}
 """Fields of the run that choose strategies, of which kind, where the field's name or value does not say so."""
 
 HEAD = """# Options
@@ -103,8 +103,8 @@ def _run_rows(values: BaseModel, prefix: str = "") -> Iterator[Row]:
             yield from _run_rows(value, f"{whole}.")
             continue
         described = _with_meaning(row, prefix)
-        if isinstance(value, Choice) or name in CHOICES:
-            yield whole, CHOICES.get(name, name), _chosen(value), described[3]
+        if isinstance(value, Choice) or whole in CHOICES:
+            yield whole, CHOICES.get(whole, name), _chosen(value), described[3]
         else:
             yield whole, row[1], repr(value), described[3]
         if isinstance(value, BudgetChoice):

@@ -25,14 +25,15 @@ PAGES = sorted(
 HOOKS = sorted(name for name in vars(Hooks) if name.startswith("aptp_"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TERMS = """
-    anatomy, APTP, architecture, balancer, block, block influence, budget, calibration, calibration batch,
-    caption dropout, classifier-free guidance, CMMD, code, contrastive loss, control, cost model, cut, damping,
-    denoiser, dense, depth site, difficulty, distillation, embedding, encoder, expert, floor, fraction, Fréchet
-    distance, gallery, gate, granularity, harness, Hessian, hook, kind, load, load-balancing loss, logit, MACs,
-    margin, marginals, masked, metric, min-SNR, oracle, part, pass-through, perplexity, plan, plugin, preset,
-    prompt, pruner, record, recovery, relaxation, resource loss, route, router, run directory, score, search,
-    search space, serving bias, site, sliced, spread, stage, straight-through, sweep, tap, Taylor score, teacher,
-    teacher error, threshold, unbalanced transport, unit, width site
+    anatomy, APTP, architecture, balancer, block, block influence, budget, calibration, calibration batch, caption
+    dropout, classifier-free guidance, cluster, clustered bootstrap, CMMD, code, contrastive loss, control, cost
+    model, cross-routing, cut, damping, denoiser, dense, depth site, difficulty, distillation, embedding, encoder,
+    exam, expert, floor, fraction, Fréchet distance, gallery, gate, granularity, hardness, harness, Hessian, hook,
+    kind, load, load-balancing loss, logit, low-rank recovery, MACs, margin, marginals, masked, metric, min-SNR,
+    normalised mutual information, oracle, part, pass-through, perplexity, plan, plugin, preset, prompt, pruner,
+    record, recovery, relaxation, resource loss, route, router, run directory, score, search, search space, serving
+    bias, site, sliced, spread, stage, straight-through, sweep, tap, Taylor score, teacher, teacher error,
+    threshold, unbalanced transport, unit, width site
 """
 
 

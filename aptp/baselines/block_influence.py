@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from aptp.baselines.options import BlockInfluenceOptions
 from aptp.core.anatomy import Part
 from aptp.core.gates import block_input
-from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, check_reach, keep_best, misfit
+from aptp.core.pruner import PrunerContext, ScoringPruner, check_reach, misfit
 
 
-class BlockInfluencePruner(StaticPruner):
+class BlockInfluencePruner(ScoringPruner):
     """A block's score is 1 − the mean cosine between what would pass it by and what leaves it.
 
     The cosine is taken over channels, at every place of an image or token of a sequence, the mean also over calibration
@@ -38,10 +38,6 @@ class BlockInfluencePruner(StaticPruner):
                 "width-depth",
             )
         check_reach(context, ~context.space.width_gates)
-
-    def prune(self, context: PrunerContext) -> Pruned:
-        self.check(context)
-        return Pruned(keep_best(context, self.scores(context)))
 
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
         """Of every gate, in [0, 2] for blocks and infinite for width gates."""

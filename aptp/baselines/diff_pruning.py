@@ -11,10 +11,10 @@ from torch import Tensor
 
 from aptp.baselines._scores import taylor_scores
 from aptp.baselines.options import DiffPruningOptions
-from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
+from aptp.core.pruner import PrunerContext, ScoringPruner
 
 
-class DiffPruningPruner(StaticPruner):
+class DiffPruningPruner(ScoringPruner):
     """Taylor whose gradient is summed over the times t with L_t / max L ≥ the threshold, on the same pictures.
 
     L_t is the mean squared error of the dense model at t, on a grid over all times; where it is small next to the
@@ -28,12 +28,7 @@ class DiffPruningPruner(StaticPruner):
     def __init__(self, options: DiffPruningOptions) -> None:
         self.options = options
 
-    def prune(self, context: PrunerContext) -> Pruned:
-        self.check(context)
-        return Pruned(keep_best(context, self.scores(context)))
-
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
-        """Of every gate; the larger, the longer it stays."""
         return taylor_scores(context, self._informative_losses(context))
 
     def informative_times(self, context: PrunerContext) -> list[int]:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from aptp.baselines._scores import magnitudes
 from aptp.baselines.options import MagnitudeOptions
-from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
+from aptp.core.pruner import PrunerContext, ScoringPruner
 
 
-class MagnitudePruner(StaticPruner):
+class MagnitudePruner(ScoringPruner):
     """A unit's score is the mean absolute (or root mean square) value of its weights over the layers that carry it.
 
     Scores are divided by the mean of their site, so that layers of different scale compare; a block's is that of all
@@ -22,9 +22,5 @@ class MagnitudePruner(StaticPruner):
     def __init__(self, options: MagnitudeOptions) -> None:
         self.options = options
 
-    def prune(self, context: PrunerContext) -> Pruned:
-        return Pruned(keep_best(context, self.scores(context)))
-
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
-        """Of every gate; the larger, the longer it stays."""
         return magnitudes(context.module, context.space, self.options.norm)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from aptp.baselines.options import RandomOptions
-from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
+from aptp.core.pruner import PrunerContext, ScoringPruner
 
 
-class RandomPruner(StaticPruner):
+class RandomPruner(ScoringPruner):
     """Every gate has the same chance to stay."""
 
     Options = RandomOptions
 
     def __init__(self, options: RandomOptions) -> None: ...
 
-    def prune(self, context: PrunerContext) -> Pruned:
-        generator = torch.Generator().manual_seed(context.seed)
-        return Pruned(keep_best(context, torch.rand(context.space.num_gates, generator=generator)))
+    def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
+        return torch.rand(context.space.num_gates, generator=torch.Generator().manual_seed(context.seed))

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from aptp.baselines._scores import taylor_scores
 from aptp.baselines.options import TaylorOptions
-from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best
+from aptp.core.pruner import PrunerContext, ScoringPruner
 
 
-class TaylorPruner(StaticPruner):
+class TaylorPruner(ScoringPruner):
     """A gate's score is Σ |w · ∂L/∂w| over all weights that it closes, the gradient summed over batches first.
 
     Scores are in the loss's own units and are not divided by their site's mean, as magnitude's must be. (Molchanov et
@@ -24,10 +24,5 @@ class TaylorPruner(StaticPruner):
     def __init__(self, options: TaylorOptions) -> None:
         self.options = options
 
-    def prune(self, context: PrunerContext) -> Pruned:
-        self.check(context)
-        return Pruned(keep_best(context, self.scores(context)))
-
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
-        """Of every gate; the larger, the longer it stays."""
         return taylor_scores(context, islice(context.calibration_loss(), self.options.batches))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from aptp.baselines._scores import magnitudes, taylor_scores
 from aptp.baselines.options import UniformOptions
-from aptp.core.pruner import Pruned, PrunerContext, StaticPruner, keep_best, misfit
+from aptp.core.pruner import PrunerContext, ScoringPruner, misfit
 
 
-class UniformPruner(StaticPruner):
+class UniformPruner(ScoringPruner):
     """Every width site keeps the same share of its units, up to one unit; a criterion says which.
 
     Blocks, where the space has them, go only when every width site is down to its last unit, those first whose
@@ -34,15 +34,14 @@ class UniformPruner(StaticPruner):
                 "granularity width or width-depth",
             )
 
-    def prune(self, context: PrunerContext) -> Pruned:
-        self.check(context)
+    def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
         criterion = self._criterion(context)
         scores = 1 + criterion  # of blocks: above every width gate
         for site, place in zip(context.space.sites, context.space.slices, strict=True):
             if not site.is_block:
                 ranks = criterion[place].argsort().argsort()
                 scores[place] = (ranks + 0.5) / site.units
-        return Pruned(keep_best(context, scores))
+        return scores
 
     def _criterion(self, context: PrunerContext) -> Float[Tensor, "gates"]:
         match self.options.criterion:

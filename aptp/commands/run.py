@@ -36,7 +36,7 @@ def run(
     experts: Annotated[int | None, typer.Option(help="Number of experts.")] = None,
     adapt_steps: Annotated[int | None, typer.Option(help="Steps that adapt the dense model to the data.")] = None,
     search_steps: Annotated[int | None, typer.Option(help="Steps of the search for codes.")] = None,
-    recover_steps: Annotated[int | None, typer.Option(help="Steps of recovery, shared by the experts.")] = None,
+    recover_steps: Annotated[int | None, typer.Option(help="Steps of recovery; recover.per says whose.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     preset: Annotated[str | None, typer.Option(help="A named configuration to start from.")] = None,

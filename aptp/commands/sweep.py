@@ -37,6 +37,10 @@ def sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; by default runs/FILE, or runs/sweep.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Leave a copy of each record there; what lies there is not run again."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -59,7 +63,7 @@ def sweep(
 
         found = cells(_asked(file, given, preset, config, assignments or []), default_host())
         check_folders(found, folder)
-        table = Table.open(found, folder)
+        table = Table.open(found, folder, results)
     if dry_run:
         _list(table)
         return
@@ -67,7 +71,7 @@ def sweep(
         from aptp.sweep.conduct import conduct
 
         with _board(jobs) as watch:
-            table = conduct(found, folder, jobs, watch)
+            table = conduct(found, folder, jobs, watch, results=results)
         _summarise(table, folder)
     if table.counts()["done"] < len(table.runs):
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -98,7 +97,7 @@ class SearchSpace:
         return torch.nn.functional.normalize(own * (alive / units.sqrt())[..., place], dim=-1)
 
     def to_dict(self) -> dict:
-        return {"sites": [dataclasses.asdict(site) for site in self.sites]}
+        return {"sites": [{**vars(site), "cuts": tuple(dict(vars(cut)) for cut in site.cuts)} for site in self.sites]}
 
     @classmethod
     def from_dict(cls, data: dict) -> SearchSpace:

@@ -10,7 +10,7 @@ from aptp.core.router import RouterContext, Routing
 
 
 def starting_logits(context: RouterContext, noise: float, spread: float = 0.0) -> Float[Tensor, "experts gates"]:
-    """Logits drawn by the run's seed, around a level that rises from the first expert to the last.
+    """Logits drawn by the run's seed, around the run's start and a level that rises from the first expert to the last.
 
     Args:
         noise: standard deviation of a logit; at 0 the gates of a code, and without `spread` the codes, are tied.
@@ -20,7 +20,8 @@ def starting_logits(context: RouterContext, noise: float, spread: float = 0.0) -
     shape, experts = (context.num_experts, context.space.num_gates), context.num_experts
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(context.seed))
     levels = torch.linspace(-0.5, 0.5, experts) if experts > 1 else torch.zeros(1)
-    return noise * drawn + spread * levels[:, None]
+    start = 0.0 if context.start is None else context.start
+    return start + noise * drawn + spread * levels[:, None]
 
 
 def gate_by_codes(

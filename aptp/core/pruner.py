@@ -97,6 +97,18 @@ class StaticPruner(ABC):
         """
 
 
+class ScoringPruner(StaticPruner):
+    """Scores every gate by itself and keeps the best; its scores can also tell a search where to start."""
+
+    @abstractmethod
+    def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
+        """Of every gate; the larger, the longer it stays. Infinite for one that stays whatever the budget."""
+
+    def prune(self, context: PrunerContext) -> Pruned:
+        self.check(context)
+        return Pruned(keep_best(context, self.scores(context)))
+
+
 def keep_best(context: PrunerContext, scores: Float[Tensor, "gates"]) -> Architecture:
     """The architecture that keeps the gates with the highest scores and meets the budget.
 

@@ -100,7 +100,11 @@ class Record(_Part):
     routing: dict[str, Any] = Field(default_factory=dict)
     """On held-out prompts: `perplexity`, `perplexity_without_bias`, `load`, `mean_cost`,
     `kinds`: {kind: {expert: count}}, `mean_cost_of_kind`: {kind: fraction}, `examples`: {expert: [prompts]},
-    `oracle`: {`mean_cost`, `teacher_error` of the routes, `least_teacher_error` of any at that cost}."""
+    `nmi` of expert and kind, where several kinds and experts are known;
+    `oracle`: {`mean_cost`, `teacher_error` of the routes, `least_teacher_error` of any at that cost};
+    `cross`: {`teacher_error`: [[error of expert i on the prompts of cluster j]], `prompts`: [of cluster j]}, None for
+    the errors of an empty cluster; `hardness`: {`spearman`, `low`, `high`, `prompts`, `clusters`}, the rank correlation
+    of the hurt of pruning and the cost of the expert with its 95% interval, where prompts' experts differ in cost."""
     results: list[Result] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 

@@ -60,6 +60,8 @@ class RouterContext:
     steps: int
     """How many search steps there will be."""
     seed: int = 0
+    start: Float[Tensor, "gates"] | None = None
+    """Logits that codes start from; zeros if not given."""
 
 
 @dataclass(frozen=True)

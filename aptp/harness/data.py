@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -140,12 +141,16 @@ class Preparer:
 
     def embeds(self, captions: Sequence[str], what: str) -> Float[Tensor, "captions embed"]:
         """What the router reads of captions."""
-        key = _key("embeds", captions, self.encoder.fingerprint())
+        key = _key("embeds", captions, self._encoder_fingerprint)
 
         def encode(chunk: Sequence[str]) -> dict[str, Tensor]:
             return {"embeds": self.encoder.encode([text[:LONGEST_CAPTION] for text in chunk])}
 
         return self._cached(key, lambda: self._in_chunks(captions, encode, f"embedding {what} prompts"))["embeds"]
+
+    @functools.cached_property
+    def _encoder_fingerprint(self) -> str:
+        return self.encoder.fingerprint()
 
     def _encode_latents(self, samples: Sequence[Sample], task: str) -> dict[str, Tensor]:
         vae, skipped = self.pipeline.vae, {}

@@ -19,9 +19,9 @@ from aptp.core.files import replacing, write_json
 from aptp.core.metric import GenerationBatch
 from aptp.core.record import Result
 from aptp.core.router import load_of, perplexity, serve
+from aptp.harness.clusters import nmi
 from aptp.harness.data import fit
 from aptp.harness.measure import latencies_ms, peak_memory_mb
-from aptp.harness.teacher import teacher_error
 from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
@@ -179,11 +179,13 @@ def method_result(
     questions: Questions,
     name: str,
     route: Int[Tensor, "validation"],
+    teacher_error: float,
+    steps: int,
     seconds: float,
 ) -> Result:
     """A pruned method's row: its figures are means over the prompts, each on its own expert.
 
-    `seconds` are those of its search and recovery.
+    `steps` are those of its recovery, `seconds` those of its search and recovery.
     """
     experts = route[questions.index].tolist()
     folder = work.path(f"samples/{name}")
@@ -200,11 +202,11 @@ def method_result(
         fraction=float((work.cost_model.fraction(gates) * share).sum()),
         macs=float((work.cost_by("macs").cost(gates) * share).sum()),
         parameters=float((work.cost_by("params").cost(gates) * share).sum()),
-        training_steps=work.config.recover.steps,
-        search_steps=work.config.search.steps if work.searches else 0,
+        training_steps=steps,
+        search_steps=work.config.search.steps if work.learns else 0,
         training_seconds=seconds,
         peak_memory_mb=mean(lambda i: peak_memory_mb(work.denoiser, pipe.expert(i), *size)),
-        teacher_error=teacher_error(work, pipe, route),
+        teacher_error=teacher_error,
         metrics=metrics_of(work, folder, questions, experts),
         samples=f"samples/{name}",
     )
@@ -242,6 +244,7 @@ def routing_figures(work: Workspace, bias: Float[Tensor, "experts"], fractions: 
     for text, expert in zip(prompts.text, route.tolist(), strict=True):
         if len(mine := examples[str(expert)]) < 6 and text not in mine:
             mine.append(text)
+    agreement = nmi(route, work.validation.kinds) if len(fractions) > 1 else None
     return route, {
         "perplexity": perplexity(load_of(route, len(fractions))),
         "perplexity_without_bias": perplexity(load_of(serve(scores, torch.zeros_like(bias)), len(fractions))),
@@ -250,6 +253,7 @@ def routing_figures(work: Workspace, bias: Float[Tensor, "experts"], fractions: 
         "kinds": kinds,
         "mean_cost_of_kind": cost_of,
         "examples": examples,
+        **({} if agreement is None else {"nmi": agreement}),
     }
 
 

@@ -13,6 +13,7 @@ import torch
 from aptp.config import RunConfig, check_folder
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
+from aptp.harness.hardness import TIMES
 from aptp.harness.measure import peak_memory_mb
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
@@ -65,20 +66,25 @@ def _estimate(work: Workspace) -> Plan:
     own = config.pruner is None and work.bare_router().learns
     searches = own + sum(pruner.searches for pruner in pruners)
     # a backward pass costs about two forward ones, or one where no weight takes a gradient
-    search = config.search.steps * config.search.batch * call * (1 + 1 + 1.2) * searches
-    recover = config.recover.steps * config.recover.batch * call * (1 + 3 * target) * methods
+    search = config.search.steps * config.search.batch * call * (config.search.weights.distill + 1 + 1.2) * searches
+    recovered = len(config.compare) + (config.experts if config.recover.per == "expert" else 1)
+    steps = recovered * config.recover.steps
+    recover = steps * config.recover.batch * call * (config.recover.weights.distill + 3 * target)
     adapt = config.adapt.steps * config.adapt.batch * call * 3
     drawn = 1 + len(config.evaluate.dense_steps) + methods
     draw = prompts * ((calls * (1 + target * methods) + dense_calls) * call + encode * drawn)
+    exam, asked = _exam(config, len(work.chosen.validation), call)
     weights = sum(p.numel() * 4 for p in work.dense.parameters()) / 1e6
     experts = weights * target * (config.experts + len(config.compare))
     latents = pictures * work.dense.config.in_channels * work.sample_size**2 * 4 / 1e6
     text = pictures * work.text_tokens * 4 * _text_width(work) / 1e6
+    whose = "expert" if config.recover.per == "expert" else "pruned model"
     stages = [
         PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
         PlannedStage("adapt", adapt, f"{config.adapt.steps:,} steps of fine-tuning the dense model"),
         PlannedStage("search", search, f"{config.search.steps:,} steps for {config.experts} experts"),
-        PlannedStage("recover", recover, f"{config.recover.steps:,} steps for each pruned model ({methods})"),
+        PlannedStage("recover", recover, f"{steps:,} steps, {config.recover.steps:,} for each {whose}"),
+        PlannedStage("exam", exam, f"{asked:,} noised pictures on the dense model and every expert"),
         PlannedStage("generate", draw, f"{prompts:,} pictures of the dense and each pruned model ({drawn})"),
     ]
     states = weights * (4 if config.recover.steps or config.adapt.steps else 1)
@@ -88,6 +94,13 @@ def _estimate(work: Workspace) -> Plan:
         latents + text + experts + 3 * weights,
         weights + states + 3 * activations * max(config.search.batch, config.recover.batch) / 8,
     )
+
+
+def _exam(config: RunConfig, held_out: int, call: float) -> tuple[float, int]:
+    """Time of comparing experts with the dense model, and the pictures on which that is done."""
+    pictures, target = min(config.evaluate.exam, held_out), config.budget.target
+    calls = 1 + target * (config.experts + len(config.compare)) + (TIMES * (1 + target) if config.experts > 1 else 0)
+    return pictures * calls * call, pictures
 
 
 @torch.no_grad()

@@ -37,15 +37,16 @@ def prune(work: Workspace, search: Callable[[], Pruned]) -> Pruned:
     """Ask the run's pruner, with the weights of the dense model differentiable except while it searches."""
 
     def searched() -> Pruned:
-        with _differentiable(work.dense, False):
+        with differentiable(work.dense, False):
             return search()
 
-    with _differentiable(work.dense, True):
+    with differentiable(work.dense, True):
         return work.pruner.prune(dataclasses.replace(pruner_context(work), search=searched))
 
 
 @contextmanager
-def _differentiable(module: nn.Module, wanted: bool) -> Iterator[None]:
+def differentiable(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let all weights require a gradient, or none, and put back what was."""
     before = [parameter.requires_grad for parameter in module.parameters()]
     module.requires_grad_(wanted)
     try:

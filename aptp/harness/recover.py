@@ -1,7 +1,8 @@
 """Recovery: experts are fine-tuned on the prompts that the router sends them, with the dense model as teacher.
 
 Phase `joint` trains one set of weights under all codes, each prompt through its own expert's gates; phase `own` slices
-it and trains each expert apart. The steps are shared by all, so that N experts cost what one static model costs.
+it and trains each expert apart. By default the steps are shared by all, so that N experts cost what one static model
+costs; `steps.py` says how.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,38 +21,45 @@ from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.gates import gated
-from aptp.core.router import serve
+from aptp.core.router import load_of, serve
 from aptp.core.slicing import load_expert, save_expert, slice
+from aptp.harness.fresh import fresh_share, renew
+from aptp.harness.low_rank import low_rank
 from aptp.harness.search import Found
-from aptp.harness.training import Taught, batch_index, generator_for, train, with_dropout
+from aptp.harness.steps import joint_steps, own_steps, total_steps
+from aptp.harness.training import batch_index, generator_for, train, weighted, with_dropout
 from aptp.harness.workspace import Workspace, expert_folder
 
 
 def make_experts(work: Workspace, found: Found) -> None:
-    """Slice the dense model (with a pruner's updated weights, if any) into the experts."""
+    """Slice the dense model (with a pruner's updated weights, if any) into the experts, as `recover.start` says."""
     source = work.dense
     if found.weights:
         source = copy.deepcopy(work.dense)
         if unexpected := source.load_state_dict(found.weights, strict=False).unexpected_keys:
             raise RequestError(f"the pruner updated {unexpected[0]!r}, which is no weight of the model.")
     for index, architecture in enumerate(found.architectures):
-        save_expert(slice(source, work.space, architecture), architecture, work.path(expert_folder(index)))
+        expert = slice(source, work.space, architecture)
+        if work.config.recover.start == "fresh":
+            renew(expert, work.dense, work.config.seed, index)
+        save_expert(expert, architecture, work.path(expert_folder(index)))
 
 
-def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tensor, "experts"]) -> None:
-    """Both phases; each expert's folder is replaced as it is done."""
+def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tensor, "experts"]) -> int:
+    """Both phases; each expert's folder is replaced as it is done. Returns the training steps of all of them."""
     options = work.config.recover
-    if not options.steps:
-        return
+    if options.start == "fresh":
+        _warn_of_fresh_starts(work, len(architectures))
     route = serve(work.scores(work.train), bias)
-    load = route.bincount(minlength=len(architectures)).double() / len(route)
-    joint = round(options.joint * options.steps) if len(architectures) > 1 else 0
-    shares = _shared_out(options.steps - joint, load)
-    with work.progress.task("recovering the experts", options.steps) as advance:
+    load = load_of(route, len(architectures))
+    total, joint = total_steps(options, load), joint_steps(options, load)
+    if not total:
+        return 0
+    with work.progress.task("recovering the experts", total) as advance:
 
         def observe(who: str, done: int):
             def told(step: int, values: dict[str, float]) -> None:
-                work.step_ended("recover", done + step, options.steps, values)
+                work.step_ended("recover", done + step, total, values)
                 advance(note=f"{who}, loss {values['loss']:.4f}")
 
             return told
@@ -63,6 +72,7 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
                 folder = work.path(expert_folder(index))
                 if not work.path(f"checkpoints/recover-{index:02d}.safetensors").exists():
                     save_expert(slice(together, work.space, architecture), architecture, folder)
+        shares = own_steps(work, route, load)
         for index, architecture in enumerate(architectures):
             mine = (route == index).nonzero().flatten()
             if not shares[index]:
@@ -71,7 +81,16 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             told = observe(f"expert {index}", joint + sum(shares[:index]))
             _train(work, expert, f"{index:02d}", mine, shares[index], told)
             save_expert(expert, architecture, work.path(expert_folder(index)))
-    _join_logs(work, options.steps)
+    _join_logs(work, total)
+    return total
+
+
+def _warn_of_fresh_starts(work: Workspace, experts: int) -> None:
+    shares = [fresh_share(load_expert(work.path(expert_folder(index))), work.dense) for index in range(experts)]
+    work.warn(
+        f"recovery starts from experts of which {100 * fmean(shares):.0f}% of the values are newly initialised "
+        "(recover.start=fresh), as the published code does; this shows what it costs and is not meant to be used."
+    )
 
 
 def _join_logs(work: Workspace, total: int) -> None:
@@ -105,33 +124,24 @@ def _train(
         generator = generator_for(seed, "recover", name, step)
         text = with_dropout(work.train.text_states(index), nothing, options.caption_dropout, generator)
         example = work.noiser(work.train.latents[index], text, generator)
-        taught: Taught = work.distiller.teach(example)
+        taught = work.distiller.teach(example, options.weights)
         with _gating(work, student, None if gates is None else gates[index].to(work.device)):
             seen = work.distiller.terms(student, example, taught)
-        return {"loss": sum(weight * seen[term] for term, weight in options.weights), **seen}
+        return {"loss": weighted(seen, options.weights), **seen}
 
     student.requires_grad_(True)
-    train(
-        module=student,
-        options=options,
-        steps=steps,
-        checkpoint=work.path(f"checkpoints/recover-{name}.safetensors"),
-        log=work.path(f"logs/recover-{name}.jsonl"),
-        step_loss=step_loss,
-        observe=observe,
-    )
+    with low_rank(student, options.rank, seed, "recover", name) if options.rank else nullcontext():
+        train(
+            module=student,
+            options=options,
+            steps=steps,
+            checkpoint=work.path(f"checkpoints/recover-{name}.safetensors"),
+            log=work.path(f"logs/recover-{name}.jsonl"),
+            step_loss=step_loss,
+            observe=observe,
+        )
     student.requires_grad_(False).eval()
 
 
 def _gating(work: Workspace, student: nn.Module, gates: Tensor | None) -> AbstractContextManager[Any]:
     return nullcontext() if gates is None else gated(student, work.space, gates)
-
-
-def _shared_out(steps: int, load: Float[Tensor, "experts"]) -> list[int]:
-    """Whole steps in proportion to the load, by largest remainders; an expert that serves nobody gets none."""
-    exact = steps * load
-    whole = exact.floor()
-    rest = int(steps - whole.sum())
-    if rest:
-        whole[(exact - whole).topk(rest).indices] += 1
-    return [int(share) for share in whole]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from aptp.harness.adapt import adapt
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.selection import check_counts
-from aptp.harness.teacher import oracle
+from aptp.harness.teacher import exam_figures
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.models import pipeline_fingerprint
@@ -101,17 +102,18 @@ def _stages(work: Workspace) -> None:
     record.save(work.path("record.json"))
     _prepare(work)
     questions = evaluate.Questions.draw(work)
-    pipe, route = _method(work)
+    method = _method(work)
     evaluate.save_real(work, questions)
     with _timed(work, "evaluate"):
-        dense, *fewer = evaluate.dense_results(work, pipe, questions)
-        rows = [(dense, pipe, [-1] * len(questions.samples)), _row(work, pipe, questions, route)]
+        dense, *fewer = evaluate.dense_results(work, method.pipe, questions)
+        rows = [(dense, method.pipe, [-1] * len(questions.samples)), _row(work, method, questions)]
     statics, others = [], {}
     for choice in config.compare:
         static = work.beside(config.static(choice), work.path(f"baselines/{choice.name}"))
-        others[choice.name], constant = _method(static)
+        other = _method(static)
+        others[choice.name] = other.pipe
         with _timed(static, "evaluate"):
-            rows.append(_row(static, others[choice.name], questions, constant))
+            rows.append(_row(static, other, questions))
         statics.append(static)
     with _timed(work, "latency"):
         evaluate.measure_latency(work, rows)
@@ -123,7 +125,7 @@ def _stages(work: Workspace) -> None:
         inside = static.out.relative_to(work.out).as_posix()
         record.results.append(result.model_copy(update={"samples": f"{inside}/{result.samples}"}))
     with _timed(work, "gallery"):
-        evaluate.draw_gallery(work, pipe, questions, route, others)
+        evaluate.draw_gallery(work, method.pipe, questions, method.route, others)
 
 
 def _prepare(work: Workspace) -> None:
@@ -153,8 +155,16 @@ def _prepare(work: Workspace) -> None:
         work.warn(f"pictures skipped: {len(skipped)}; the first: {next(iter(skipped.values()))}.")
 
 
-def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
-    """Search, slice and recover; the pipeline that serves the experts, and the route of every validation prompt."""
+class _Method(NamedTuple):
+    """The pipeline that serves a method's experts, the route of every validation prompt, and the steps of recovery."""
+
+    pipe: RoutedPipeline
+    route: Tensor
+    steps: int
+
+
+def _method(work: Workspace) -> _Method:
+    """Search, slice and recover."""
     record = work.record
     with _timed(work, "search"):
         found = search(work)
@@ -165,14 +175,14 @@ def _method(work: Workspace) -> tuple[RoutedPipeline, Tensor]:
             make_experts(work, found)
             _save_router(work, found, fractions)
     with _timed(work, "recover"):
-        recover(work, found.architectures, found.bias)
-    pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host), work.pipeline)
+        steps = recover(work, found.architectures, found.bias)
+    pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host, work.encoder), work.pipeline)
     route, record.routing = evaluate.routing_figures(work, found.bias, fractions)
     with _timed(work, "evaluate"):
-        record.routing["oracle"] = oracle(work, pipe, route)
+        record.routing |= exam_figures(work, pipe, route)
     _describe(work, found, fractions)
     record.save(work.path("record.json"))
-    return pipe, route
+    return _Method(pipe, route, steps)
 
 
 def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
@@ -232,15 +242,14 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
         work.warn(f"the budget is {target:g}, and {found.expected:.3f} {why}.")
 
 
-def _row(
-    work: Workspace, pipe: RoutedPipeline, questions: evaluate.Questions, route: Tensor
-) -> tuple[Result, RoutedPipeline, list[int]]:
+def _row(work: Workspace, method: _Method, questions: evaluate.Questions) -> tuple[Result, RoutedPipeline, list[int]]:
     """A method's figures, all but its latency, with its pipeline and the expert of each evaluation prompt."""
     config, seconds = work.config, work.record.seconds
     name = config.pruner.name if config.pruner else f"{config.router.name}+{config.balancer.name}"
     spent = seconds["search"] + seconds["recover"]
-    result = evaluate.method_result(work, pipe, questions, name, route, spent)
-    return result, pipe, route[questions.index].tolist()
+    error = work.record.routing["oracle"]["teacher_error"]
+    result = evaluate.method_result(work, method.pipe, questions, name, method.route, error, method.steps, spent)
+    return result, method.pipe, method.route[questions.index].tolist()
 
 
 @contextmanager

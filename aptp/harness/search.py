@@ -15,7 +15,7 @@ from aptp.core.objective import resource_loss, spread_loss
 from aptp.core.pruner import Pruned
 from aptp.core.router import load_of, perplexity, serve
 from aptp.harness.pruning import prune
-from aptp.harness.training import batch_index, generator_for
+from aptp.harness.training import batch_index, generator_for, weighted
 from aptp.harness.workspace import Workspace, expert_folder
 
 FAR_FROM_TARGET = 0.05
@@ -103,7 +103,7 @@ def _train_router(work: Workspace) -> None:
         example = work.noiser(work.train.latents[index], work.train.text_states(index), generator)
         prompts = work.train.prompts(index).to(work.device)
         routing = router(prompts, step=step, generator=generator, timesteps=example.timesteps)
-        taught = work.distiller.teach(example)
+        taught = work.distiller.teach(example, options.weights)
         with gated(work.dense, work.space, routing.gates):
             seen = work.distiller.terms(work.dense, example, taught)
         cost = work.cost_model.fraction(routing.gates)
@@ -114,7 +114,7 @@ def _train_router(work: Workspace) -> None:
             "spread": options.spread * spread_loss(costs),
             **routing.losses,
         }
-        total = sum(terms.values()) + sum(weight * seen[name] for name, weight in options.weights)
+        total = sum(terms.values()) + weighted(seen, options.weights)
         return {"loss": total, "cost": cost.mean().detach(), **seen, **terms}
 
     work.fit("search", "searching for experts", router, options, step_loss)

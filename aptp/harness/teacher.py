@@ -1,82 +1,58 @@
-"""Experts against the dense model: the error of a routing, and the least that any routing could have had."""
+"""Experts against the dense model: who errs how much on whose prompts, and the least that any routes could have had."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linprog
-from torch import Tensor, nn
+from torch import Tensor
 
-from aptp.harness.training import Example, generator_for
+from aptp.harness.hardness import hardness
 from aptp.harness.workspace import Workspace
 from aptp.pipeline import RoutedPipeline
 
-PICTURES = 128
-"""Validation latents on which experts are compared with the dense model."""
+
+def exam_figures(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> dict[str, Any]:
+    """What the record's `routing` says of a method by the run's exam: `oracle`, `cross` and, if defined, `hardness`."""
+    errors, mine = work.exam.marks(pipe), route[work.exam.index]
+    costs = torch.tensor(pipe.bundle.fractions, dtype=torch.float64)
+    figures = {"oracle": oracle(errors, costs, mine), "cross": cross(errors, mine)}
+    hard = hardness(work, costs, mine)
+    return figures | ({"hardness": hard} if hard else {})
 
 
-@dataclass(frozen=True)
-class Exam:
-    """Noised validation latents and what the dense model says of them; the same for every method of a run."""
-
-    work: Workspace
-    index: Int[Tensor, "pictures"]
-    """Their places in the validation split."""
-    example: Example
-    answer: Float[Tensor, "pictures channels height width"]
-
-    @classmethod
-    def draw(cls, work: Workspace) -> Exam:
-        generator = generator_for(work.config.seed, "teacher error")
-        index = torch.randperm(len(work.validation), generator=generator)[:PICTURES]
-        example = work.noiser(work.validation.latents[index], work.validation.text_states(index), generator)
-        return cls(work, index, example, _said(work, work.dense, example, torch.arange(len(index))))
-
-    def errors(self, expert: nn.Module, rows: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
-        """Mean squared error of an expert's output against the dense one's, for each picture of `rows`."""
-        said = _said(self.work, expert, self.example, rows)
-        return (said - self.answer[rows]).square().flatten(1).mean(1).double()
-
-
-@torch.no_grad()
-def _said(
-    work: Workspace, model: nn.Module, example: Example, rows: Int[Tensor, "rows"]
-) -> Float[Tensor, "rows channels height width"]:
-    """What a model says of some of the examples, on the CPU; as many at a time as are drawn at a time."""
-    said = []
-    for part in rows.split(work.config.evaluate.batch):
-        text = {name: states[part] for name, states in example.text.items()}
-        noisy, timesteps = example.diffused.noisy[part], example.timesteps[part]
-        said.append(work.denoiser.predict(model, noisy, timesteps, text).cpu())
-    return torch.cat(said)
-
-
-def teacher_error(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> float:
-    """Mean error of the experts, each on the pictures whose prompts it serves."""
-    exam = Exam.draw(work)
-    mine = route[exam.index]
-    rows = {expert: (mine == expert).nonzero().flatten() for expert in mine.unique().tolist()}
-    return sum(float(exam.errors(pipe.expert(expert), some).sum()) for expert, some in rows.items()) / len(mine)
-
-
-def oracle(work: Workspace, pipe: RoutedPipeline, route: Int[Tensor, "validation"]) -> dict[str, float]:
+def oracle(
+    errors: Float[Tensor, "pictures experts"], costs: Float[Tensor, "experts"], route: Int[Tensor, "pictures"]
+) -> dict[str, float]:
     """The teacher error of a run's routing, and that of the best one, known after the fact, for the same mean cost.
 
     No router can be deployed that does this; what lies between the two is all that better routes to these experts could
     gain.
     """
-    exam, costs = Exam.draw(work), torch.tensor(pipe.bundle.fractions, dtype=torch.float64)
-    mine, everyone = route[exam.index], torch.arange(len(exam.index))
-    errors = torch.stack([exam.errors(pipe.expert(expert), everyone) for expert in range(len(costs))], 1)
-    spent = float(costs[mine].mean())
+    spent = float(costs[route].mean())
     return {
         "mean_cost": spent,
-        "teacher_error": float(errors.gather(1, mine[:, None]).mean()),
+        "teacher_error": float(errors.gather(1, route[:, None]).mean()),
         "least_teacher_error": least_error(errors, costs, spent),
+    }
+
+
+def cross(errors: Float[Tensor, "pictures experts"], route: Int[Tensor, "pictures"]) -> dict[str, list]:
+    """Cross-routing: the teacher error of expert i (row) on the prompts of cluster j (column), which expert j serves.
+
+    A cluster without prompts has no error, nor has an error that is no number: both are None.
+    """
+    experts = errors.shape[1]
+    prompts = route.bincount(minlength=experts)
+    sums = torch.zeros(experts, experts, dtype=torch.float64).index_add_(0, route, errors.double())
+    means = (sums / prompts[:, None]).T.tolist()
+    return {
+        "teacher_error": [[mean if math.isfinite(mean) else None for mean in row] for row in means],
+        "prompts": prompts.tolist(),
     }
 
 

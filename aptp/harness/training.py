@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aptp.config import DistillOptions, TrainingOptions
+from aptp.config import DistillOptions, TrainingOptions, Weights
 from aptp.core.denoiser import Denoiser, TextStates
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_text
@@ -85,23 +85,30 @@ class Distiller:
         self.denoiser, self.teacher, self.options = denoiser, teacher, options
         self.blocks = denoiser.blocks(teacher)
 
-    def terms(self, student: torch.nn.Module, example: Example, taught: Taught) -> dict[str, Tensor]:
-        """The unweighted terms by name."""
-        answer, outputs = taught
-        with watch(student, self.blocks) as seen:
+    def terms(self, student: torch.nn.Module, example: Example, taught: Taught | None) -> dict[str, Tensor]:
+        """The unweighted terms by name; without a teacher, the denoising one alone."""
+        with watch(student, self.blocks if taught else ()) as seen:
             prediction = self.denoiser.predict(student, example.diffused.noisy, example.timesteps, example.text)
-        return {
-            "denoising": weighted_mse(prediction, example.diffused.target, example.diffused.weight),
-            "distillation": (prediction - answer).square().mean(),
-            "blocks": block_distillation(seen, outputs, by_variance=self.options.block_scale == "variance"),
-        }
+        terms = {"denoising": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
+        if taught:
+            terms["distillation"] = (prediction - taught.answer).square().mean()
+            by_variance = self.options.block_scale == "variance"
+            terms["blocks"] = block_distillation(seen, taught.blocks, by_variance=by_variance)
+        return terms
 
     @torch.no_grad()
-    def teach(self, example: Example) -> Taught:
-        """What the dense model says; ask before its gates are set."""
+    def teach(self, example: Example, weights: Weights) -> Taught | None:
+        """What the dense model says, or None where no term with a weight asks for it; ask before its gates are set."""
+        if not weights.distill:
+            return None
         with watch(self.teacher, self.blocks) as outputs:
             answer = self.denoiser.predict(self.teacher, example.diffused.noisy, example.timesteps, example.text)
         return Taught(answer, outputs)
+
+
+def weighted(terms: dict[str, Tensor], weights: Weights) -> Tensor:
+    """The sum of the objective's terms, each times its weight."""
+    return sum(weight * terms[name] for name, weight in weights if name in terms)
 
 
 def with_dropout(

@@ -19,22 +19,29 @@ from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.budget import CostModel
 from aptp.core.data import CaptionedDataset
 from aptp.core.denoiser import Denoiser
+from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress
-from aptp.core.pruner import StaticPruner
+from aptp.core.pruner import ScoringPruner, StaticPruner
 from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
 from aptp.harness.data import Pictures, Preparer, default_cache
+from aptp.harness.exam import Exam
 from aptp.harness.pruning import pruner_context
 from aptp.harness.selection import Chosen, check_counts, choose
+from aptp.harness.start import start_of_search
 from aptp.harness.training import Distiller, Noiser, train
 from aptp.host import Host
 from aptp.models import device_of, load_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+SHARED = ("denoiser", "space", "encoder", "preparer", "text_tokens", "exam", "_costs")
+"""What depends on models, data, granularity and budget alone, and is made once for all methods of a run."""
 
 
 @dataclass
@@ -68,8 +75,9 @@ class Workspace:
         work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
-        for choice in filter(None, [config.pruner, *config.compare]):
-            make(host, "pruner", choice).check(pruner_context(work))
+        statics = [make(host, "pruner", choice) for choice in [config.pruner, *config.compare] if choice]
+        for pruner in [*statics, *([work.start] if work.start and work.searches else [])]:
+            pruner.check(pruner_context(work))
         router, balancer = work.bare_router(), host.target("balancer", config.balancer.name)
         if balancer.by_loss and not router.learns_routes:
             raise RequestError(
@@ -79,7 +87,7 @@ class Workspace:
         return work
 
     def beside(self, config: RunConfig, out: Path) -> Workspace:
-        """A run of another configuration over the same models and data."""
+        """A run of another method over the same models, data, granularity and budget."""
         file = out / "record.json"
         record = (
             Record.load(file).model_copy(update={"warnings": []})
@@ -90,6 +98,7 @@ class Workspace:
         )
         other = dataclasses.replace(self, config=config, out=out, record=record)
         other.train, other.validation = self.train, self.validation
+        other.__dict__.update({name: getattr(self, name) for name in SHARED})
         write_text(out / "config.yaml", config.to_yaml())
         return other
 
@@ -154,16 +163,38 @@ class Workspace:
         """The static pruner that takes the search's place, if the run has one."""
         return self.config.pruner and make(self.host, "pruner", self.config.pruner)
 
+    @cached_property
+    def start(self) -> ScoringPruner | None:
+        """The static pruner from whose scores a search starts."""
+        if self.config.search.start is None:
+            return None
+        pruner = make(self.host, "pruner", self.config.search.start)
+        if not isinstance(pruner, ScoringPruner):
+            raise RequestError(
+                f"search.start names pruner {self.config.search.start.name!r}, which scores no gates; choose one that "
+                "does, such as taylor or magnitude, or null."
+            )
+        return pruner
+
     @property
     def searches(self) -> bool:
-        """Whether this run's method trains in the search stage."""
-        return self.pruner.searches if self.pruner else self.router.learns
+        """Whether codes are searched for."""
+        return self.pruner is None or self.pruner.searches
+
+    @property
+    def learns(self) -> bool:
+        """Whether that search trains anything."""
+        return self.searches and self.router.learns
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """What the router reads prompts with."""
+        return make(self.host, "encoder", self.config.encoder).to(self.device)
 
     @cached_property
     def preparer(self) -> Preparer:
         cache = Path(self.config.prepare.cache) if self.config.prepare.cache else default_cache()
-        encoder = make(self.host, "encoder", self.config.encoder).to(self.device)
-        return Preparer(self.pipeline, self.denoiser, encoder, cache, self.progress)
+        return Preparer(self.pipeline, self.denoiser, self.encoder, cache, self.progress)
 
     @cached_property
     def noiser(self) -> Noiser:
@@ -205,11 +236,17 @@ class Workspace:
             prompts,
             self.config.search.steps,
             self.config.seed,
+            start_of_search(self) if prompts.text and self.searches else None,
         )
+
+    @cached_property
+    def exam(self) -> Exam:
+        """The held-out pictures on which experts are compared with the dense model, with its answers."""
+        return Exam.draw(self)
 
     def forget_model(self) -> None:
         """Drop what was derived from a pipeline that has been replaced."""
-        for name in ("preparer", "noiser", "distiller", "cost_model", "_costs"):
+        for name in ("preparer", "noiser", "distiller", "exam", "cost_model", "_costs"):
             self.__dict__.pop(name, None)
 
     def fit(

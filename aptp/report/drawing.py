@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
@@ -61,7 +62,8 @@ def draw(alt: str, height: float, paint: Callable[[Figure], None], width: float 
         figure = Figure(figsize=(width, height), layout="constrained")
         paint(figure)
         file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        # `Figure.savefig` would lay out and draw all of it twice, to the same bytes
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
     return Picture("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode(), alt)
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from aptp.core.files import write_text
 from aptp.core.record import Record
-from aptp.report import tables, wording
+from aptp.report import routing, tables, wording
 from aptp.report.anatomy_figure import architecture_picture
 from aptp.report.figures import budget_picture, kinds_picture, recovery_picture, search_picture
 from aptp.report.pictures import gallery_of
@@ -54,6 +54,9 @@ def _contents(run: Run) -> dict[str, Any]:
         "experts": tables.experts_table(record),
         "payback": tables.payback(record),
         "figures": _figures(run),
+        "agreement": routing.agreement(record.routing),
+        "hardness": routing.hardness(record.routing),
+        "protocol": wording.protocol(record),
         "skipped": record.data.get("skipped") or {},
         "facts": _facts(record),
         "number": wording.number,
@@ -72,6 +75,8 @@ def _figures(run: Run) -> dict[str, Any]:
         figures["architecture"] = architecture_picture(architectures, names, costs)
     if kinds and len(record.experts) > 1:
         figures["kinds"] = kinds_picture(kinds, record.routing.get("mean_cost_of_kind", {}), len(record.experts))
+    if (cross := record.routing.get("cross")) and len(fractions) > 1:
+        figures["cross"] = routing.cross_picture(cross, fractions)
     if run.search:
         target = record.budget.target if record.budget else None
         figures["search"] = search_picture(run.search, target, _warmup(record))

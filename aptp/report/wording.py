@@ -105,6 +105,23 @@ def conclusion(record: Record) -> list[str]:
     return [_cost(record, method, dense), *_comparison(method, dense, pruned_of(record)[1:])]
 
 
+def protocol(record: Record) -> str | None:
+    """Whose the steps of recovery were, and what they trained, if the record says so."""
+    options = record.config.get("recover") or {}
+    if "per" not in options:
+        return None
+    if options["per"] == "expert":
+        said = (
+            f"Each expert was given {plural(options['steps'], 'step')}, so a method with more experts trained longer; "
+            "the table has the totals."
+        )
+    else:
+        said = f"Each method was given {plural(options['steps'], 'step')} in all, shared by its experts."
+    if rank := options.get("rank"):
+        said += f" Only changes of rank {rank} were trained."
+    return said
+
+
 def _cost(record: Record, method: Result, dense: Result | None) -> str:
     unit = record.budget.unit if record.budget else "cost"
     target = f" (target {percent(record.budget.target, 0)})" if record.budget else ""

@@ -21,7 +21,7 @@ from pathlib import Path
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.sweep.grid import Cell
-from aptp.sweep.table import Entry, Table
+from aptp.sweep.table import Entry, Table, keep
 
 ASIDE = ".cells"
 """Folder, in the sweep's, of what belongs to no run's own folder: requests, output, the lock."""
@@ -44,18 +44,25 @@ def aptp_run(config: Path, out: Path) -> list[str]:
 
 
 def conduct(
-    cells: list[Cell], folder: Path, jobs: int, watch: Callable[[Table], None], command: Command = aptp_run
+    cells: list[Cell],
+    folder: Path,
+    jobs: int,
+    watch: Callable[[Table], None],
+    command: Command = aptp_run,
+    results: Path | None = None,
 ) -> Table:
     """Bring every cell to an end in its folder under `folder`, `jobs` at a time; `watch` is shown the table as it goes.
 
     Runs that are finished are left alone; interrupted, failed and refused ones are tried again, and go on where they
-    stopped. `OMP_NUM_THREADS` shares the cores among the runs, unless the environment has it.
+    stopped. In `results`, if given, finished runs leave copies of their records, and what lies there is not run again.
+    `OMP_NUM_THREADS` shares the cores among the runs, unless the environment has it.
 
     Raises:
         RequestError: if the sweep is going on elsewhere, or `folder` holds something else.
     """
     with _alone(folder) as lock:
-        table = Table.open(cells, folder)
+        table = Table.open(cells, folder, results)
+        _keep(table.runs, results)
         waiting = [(cell, entry) for cell, entry in zip(cells, table.runs, strict=True) if entry.status == "waiting"]
         environment = {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ}
         children: list[_Child] = []
@@ -64,6 +71,7 @@ def conduct(
             while waiting or children:
                 ended = [child for child in children if child.ended()]
                 children = [child for child in children if child not in ended]
+                _keep([child.entry for child in ended], results)
                 started = waiting[: jobs - len(children)]
                 del waiting[: len(started)]
                 children += [_Child.start(*each, folder / ASIDE, command, environment, lock) for each in started]
@@ -165,6 +173,12 @@ def _alone(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _keep(entries: list[Entry], results: Path | None) -> None:
+    for entry in entries if results else ():
+        if entry.finished():
+            keep(entry, results)
 
 
 def _end_with_parent() -> Callable[[], None] | None:

@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aptp.config import RunConfig
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import write_text
 from aptp.core.record import Record
@@ -43,6 +44,20 @@ class Entry(BaseModel):
         return record is not None and record.status == "done" and (Path(self.folder) / "report.html").is_file()
 
 
+def keep(entry: Entry, results: Path) -> None:
+    """Leave a copy of a finished run's record in a folder of results, under the name of the run."""
+    Record.load(Path(entry.folder) / "record.json").save(results / f"{entry.name}.json")
+
+
+def _kept(cell: Cell, results: Path) -> bool:
+    try:
+        record = Record.load(results / f"{cell.name}.json")
+        same = RunConfig.model_validate(record.config).to_yaml() == cell.config.to_yaml()
+    except (RequestError, ValidationError):
+        return False
+    return record.status == "done" and same
+
+
 class Table(BaseModel):
     """All runs of a sweep."""
 
@@ -52,8 +67,10 @@ class Table(BaseModel):
     runs: list[Entry]
 
     @classmethod
-    def open(cls, cells: list[Cell], folder: Path) -> Table:
+    def open(cls, cells: list[Cell], folder: Path, results: Path | None = None) -> Table:
         """The cells as their folders are found, with the times that the table in `folder` knows.
+
+        A cell is done, too, whose record `keep` left in `results`, if it is that of the same configuration.
 
         Raises:
             RequestError: if `sweep.json` is something else.
@@ -75,8 +92,8 @@ class Table(BaseModel):
             )
             for cell in cells
         ]
-        for entry in entries:
-            if entry.finished():
+        for cell, entry in zip(cells, entries, strict=True):
+            if entry.finished() or (results is not None and _kept(cell, results)):
                 entry.status = "done"
         return cls(runs=entries)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -38,6 +39,11 @@ def test_places():
     assert space.width_gates.tolist() == [True] * 3 + [False] + [True] * 2
     assert space.blocks_of_site == ((), (3,), (3,))
     assert torch.equal(space.ones(), torch.ones(6))
+
+
+def test_what_describes_a_space_is_all_of_its_sites():
+    space = tiny_space(tiny_unet("sd2"))
+    assert space.to_dict() == {"sites": [dataclasses.asdict(site) for site in space.sites]}
 
 
 def test_an_empty_space_is_refused():

@@ -44,6 +44,8 @@ def open_work(base: Workspace, tmp_path: Path) -> OpenWork:
         config = RunConfig.model_validate(_merged(base.config.model_dump(), changes)).resolved(base.host)
         work = dataclasses.replace(base, config=config, out=tmp_path / out, record=base.record.model_copy(deep=True))
         work.train, work.validation = base.train, base.validation
+        if config.encoder == base.config.encoder:
+            work.encoder = base.encoder
         return work
 
     return make

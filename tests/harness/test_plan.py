@@ -22,19 +22,28 @@ def test_tells_the_stages_and_leaves_no_file(
     monkeypatch.chdir(tmp_path)
     planned = plan(small_config, tmp_path / "run", host=default_host())
     assert not list(tmp_path.iterdir())
-    assert [stage.name for stage in planned.stages] == ["prepare", "search", "recover", "generate"]
+    assert [stage.name for stage in planned.stages] == ["prepare", "search", "recover", "exam", "generate"]
     assert all(stage.seconds > 0 for stage in planned.stages)
     assert planned.disk_mb > 1
     assert planned.memory_mb > 1
     work = {stage.name: stage.what for stage in planned.stages}
     assert "80 pictures" in work["prepare"]
     assert "20 steps for 3 experts" in work["search"]
+    assert "24 steps, 12 for each pruned model" in work["recover"]
+    assert "20 noised pictures" in work["exam"]
+
+
+def test_steps_of_every_expert_are_planned(small_config: RunConfig, tmp_path: Path) -> None:
+    recover = small_config.recover.model_copy(update={"per": "expert"}).model_dump()
+    planned = plan(changed(small_config, recover=recover), tmp_path / "run", host=default_host())
+    (what,) = (stage.what for stage in planned.stages if stage.name == "recover")
+    assert "48 steps, 12 for each expert" in what, "three experts and magnitude's one model"
 
 
 @pytest.mark.parametrize("changes", [{"pruner": "magnitude"}, {"router": "random-codes"}], ids=str)
 def test_a_run_that_learns_nothing_has_no_search(small_config: RunConfig, tmp_path: Path, changes: dict) -> None:
     planned = plan(changed(small_config, **changes), tmp_path / "run", host=default_host())
-    assert [stage.name for stage in planned.stages] == ["prepare", "recover", "generate"]
+    assert [stage.name for stage in planned.stages] == ["prepare", "recover", "exam", "generate"]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_weights_are_differentiable_while_a_pruner_looks(open_work) -> None:
 
 
 def test_the_learned_code_is_that_of_a_constant_router(open_work) -> None:
-    settings = STATIC | {"search": {"steps": 4, "batch": 4}}
+    settings = STATIC | {"search": {"steps": 4, "batch": 4, "start": None}}
     searched = search(open_work("searched", **settings))
     work = open_work("learned", **settings, pruner="learned")
     learned = search(work)

@@ -6,25 +6,15 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.slicing import load_expert, slice
-from aptp.harness.recover import _shared_out, make_experts, recover
+from aptp.harness.fresh import changed
+from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found
 from aptp.harness.workspace import Workspace
 from aptp.plugins.routers.contrastive import ContrastiveRouter
-
-
-@given(steps=st.integers(0, 500), weights=st.lists(st.integers(0, 50), min_size=1, max_size=9).filter(any))
-def test_steps_are_shared_out_by_load(steps: int, weights: list[int]) -> None:
-    load = torch.tensor(weights).double() / sum(weights)
-    shares = _shared_out(steps, load)
-    assert sum(shares) == steps
-    assert all(abs(share - steps * part) < 1 for share, part in zip(shares, load.tolist(), strict=True))
-    assert all(share == 0 for share, part in zip(shares, weights, strict=True) if not part)
 
 
 def found(work: Workspace, count: int, weights: dict | None = None) -> Found:
@@ -132,3 +122,119 @@ def test_recovery_comes_nearer_to_the_teacher(open_work) -> None:
     lines = [json.loads(line) for line in work.path("logs/recover.jsonl").read_text().splitlines()]
     losses = [line["distillation"] for line in lines]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+SPLIT = {"experts": 2, "router": {"name": "random"}, "balancer": {"name": "none"}}
+"""Settings under which both of two experts serve, trained or not."""
+
+
+def log_of(work: Workspace) -> list[dict]:
+    return [json.loads(line) for line in work.path("logs/recover.jsonl").read_text().splitlines()]
+
+
+def test_steps_of_every_expert_are_counted(open_work) -> None:
+    work = open_work(experts=2, recover={"steps": 4, "joint": 0.5, "per": "expert"})
+    begun = found(work, 2)
+    make_experts(work, begun)
+    assert recover(work, begun.architectures, send_all_to(work, 1)) == 4, "one serves"
+    assert [line["expert"] for line in log_of(work)] == [None, None, 1, 1]
+    both = open_work("both", **SPLIT, recover={"steps": 4, "joint": 0.5, "per": "expert"})
+    make_experts(both, begun)
+    assert recover(both, begun.architectures, torch.zeros(2).double()) == 8
+    assert [line["expert"] for line in log_of(both)] == [None] * 4 + [0, 0, 1, 1]
+    assert {line["total"] for line in log_of(both)} == {8}
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("rank", "killed_after"), [(0, 1), (0, 2), (0, 4), (2, 2), (2, 5)])
+def test_a_resumed_recovery_is_the_same(
+    open_work, monkeypatch: pytest.MonkeyPatch, rank: int, killed_after: int
+) -> None:
+    """Also between the phases, and where the steps are shared by an error that was measured before."""
+    if rank:
+        pytest.importorskip("peft")
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SECONDS", 0.0)
+    options = {"steps": 6, "joint": 0.34, "share": "error", "rank": rank, "batch": 4}
+    whole, stopped, resumed = (open_work(out, **SPLIT, recover=options) for out in ("whole", "cut", "cut"))
+    begun = found(whole, 2)
+    for work in (whole, stopped):
+        make_experts(work, begun)
+    recover(whole, begun.architectures, torch.zeros(2).double())
+
+    def die(stage: str, step: int, total: int, values: dict) -> None:
+        if step + 1 == killed_after:
+            raise _Killed
+
+    monkeypatch.setattr(stopped, "step_ended", die)
+    with pytest.raises(_Killed):
+        recover(stopped, begun.architectures, torch.zeros(2).double())
+    recover(resumed, begun.architectures, torch.zeros(2).double())
+    assert {line["expert"] for line in log_of(whole)} == {None, 0, 1}
+    assert log_of(resumed) == log_of(whole)
+    for index in range(2):
+        assert equal(expert(resumed, index), expert(whole, index))
+
+
+@pytest.mark.parametrize("joint", [0.0, 0.5, 1.0])
+def test_low_rank_recovery_leaves_stock_experts(open_work, joint: float) -> None:
+    pytest.importorskip("peft")
+    work = open_work(**SPLIT, recover={"steps": 4, "joint": joint, "rank": 2, "batch": 4})
+    begun = found(work, 2)
+    make_experts(work, begun)
+    recover(work, begun.architectures, torch.zeros(2).double())
+    for index, architecture in enumerate(begun.architectures):
+        before, after = sliced(work, architecture), expert(work, index)
+        assert {n: v.shape for n, v in after.items()} == {n: v.shape for n, v in before.items()}
+        assert torch.equal(before["conv_norm_out.weight"], after["conv_norm_out.weight"]), "no layer of low rank"
+        assert not torch.equal(before["conv_out.weight"], after["conv_out.weight"])
+    assert [line["step"] for line in log_of(work)] == list(range(4))
+
+
+def test_low_rank_recovery_comes_nearer_to_the_teacher(open_work) -> None:
+    pytest.importorskip("peft")
+    work = open_work(experts=1, recover={"steps": 15, "batch": 4, "rate": 0.02, "rank": 4})
+    begun = found(work, 1)
+    make_experts(work, begun)
+    recover(work, begun.architectures, torch.zeros(1).double())
+    losses = [line["distillation"] for line in log_of(work)]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+def test_a_fresh_start_is_warned_of_and_repeatable(open_work) -> None:
+    work, again = (open_work(out, experts=2, recover={"steps": 0, "joint": 0.0, "start": "fresh"}) for out in "ab")
+    begun = found(work, 2)
+    for run in (work, again):
+        make_experts(run, begun)
+    recover(work, begun.architectures, torch.zeros(2).double())
+    for index, architecture in enumerate(begun.architectures):
+        assert equal(expert(work, index), expert(again, index))
+        smaller = changed(slice(work.dense, work.space, architecture), work.dense)
+        assert not torch.equal(expert(work, index)[smaller[0]], sliced(work, architecture)[smaller[0]])
+    (said,) = work.record.warnings
+    assert "recover.start=fresh" in said
+
+
+def calls_of_the_teacher(work: Workspace) -> list[int]:
+    calls: list[int] = []
+    handle = work.dense.register_forward_hook(lambda model, *_: calls.append(1) if model is work.dense else None)
+    begun = found(work, 2)
+    make_experts(work, begun)
+    recover(work, begun.architectures, torch.zeros(2).double())
+    handle.remove()
+    return calls
+
+
+def test_without_distillation_nobody_asks_the_teacher(open_work) -> None:
+    alone = {"denoising": 1.0, "distillation": 0.0, "blocks": 0.0}
+    nothing = {"start": None}
+    work = open_work(experts=2, search=nothing, recover={"steps": 4, "batch": 4, "weights": alone})
+    assert not calls_of_the_teacher(work)
+    for line in log_of(work):
+        assert {"denoising", "distillation", "blocks"} & line.keys() == {"denoising"}
+        assert line["loss"] == pytest.approx(line["denoising"], abs=2e-6)
+    some = {"steps": 4, "batch": 4, "weights": alone | {"blocks": 0.1}}
+    taught = open_work("taught", experts=2, search=nothing, recover=some)
+    assert len(calls_of_the_teacher(taught)) == 4

@@ -114,12 +114,6 @@ def test_rows_are_comparable(finished) -> None:
         assert (finished.out / row.samples).is_dir()
 
 
-def test_says_that_the_search_ended_far_from_the_target(finished) -> None:
-    uncalibrated = finished.record.budget.uncalibrated
-    assert abs(uncalibrated / 0.7 - 1) > 0.05
-    assert [text for text in finished.record.warnings if f"ended at {uncalibrated:.3f}" in text]
-
-
 def test_refuses_a_directory_that_is_not_its_own(finished, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="belongs to another configuration"):
         again(finished.config.model_copy(update={"seed": 1}), finished.out, resume=True)
@@ -204,8 +198,8 @@ def test_data_that_changed_is_noticed(finished, small_config: RunConfig, tmp_pat
 
 def test_a_router_that_learns_nothing_blames_no_search(small_config: RunConfig, tmp_path: Path) -> None:
     asked = {"router": "random-codes", "balancer": "none", "compare": [], "relaxation": {"offset": 3.0}}
-    config = RunConfig.model_validate(small_config.model_dump() | asked).resolved(default_host())
-    record = again(config, tmp_path / "run")
+    config = RunConfig.model_validate(small_config.model_dump() | asked | {"search": {"start": None}})
+    record = again(config.resolved(default_host()), tmp_path / "run")
     assert abs(record.budget.uncalibrated / 0.7 - 1) > 0.05
     assert record.budget.expected == pytest.approx(0.7, rel=0.01)
     assert not [text for text in record.warnings if "the search ended" in text]

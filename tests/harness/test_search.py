@@ -20,7 +20,7 @@ def costs(work: Workspace) -> list[float]:
 
 def test_the_cost_of_the_steps_nears_the_target(open_work) -> None:
     only = {"denoising": 0.0, "distillation": 0.0, "blocks": 0.0}
-    settings = {"steps": 40, "batch": 2, "rate": 0.1, "spread": 0.0, "weights": only}
+    settings = {"steps": 40, "batch": 2, "rate": 0.1, "spread": 0.0, "weights": only, "start": None}
     work = open_work(experts=1, router=LEARNED, balancer="none", search=settings, budget=0.6)
     answer = search(work)
     spent = costs(work)
@@ -67,3 +67,22 @@ def test_a_router_that_learns_nothing_needs_no_step(open_work) -> None:
     assert answer.expected == pytest.approx(work.config.budget.target, rel=0.01)
     assert not work.path("logs/search.jsonl").exists()
     assert torch.equal(answer.load, search(open_work("again", router="random-codes", balancer="none")).load)
+
+
+def test_a_search_that_ends_far_from_the_target_says_so(open_work) -> None:
+    work = open_work(search={"steps": 2, "batch": 4, "start": None}, budget=0.6)
+    answer = search(work)
+    assert abs(answer.uncalibrated / 0.6 - 1) > 0.05
+    assert [text for text in work.record.warnings if f"ended at {answer.uncalibrated:.3f}" in text]
+
+
+def test_without_distillation_nobody_asks_the_teacher(open_work) -> None:
+    calls: list[int] = []
+    alone = {"denoising": 1.0, "distillation": 0.0, "blocks": 0.0}
+    work = open_work(search={"steps": 3, "batch": 4, "weights": alone, "start": None})
+    handle = work.dense.register_forward_hook(lambda *_: calls.append(1))
+    search(work)
+    handle.remove()
+    assert len(calls) == 3, "the gated model, which is the student"
+    lines = [json.loads(line) for line in work.path("logs/search.jsonl").read_text().splitlines()]
+    assert all("denoising" in line and "distillation" not in line for line in lines)

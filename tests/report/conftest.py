@@ -18,6 +18,7 @@ from aptp.core.record import Budget, Expert, Record, Result
 
 KINDS = ("plain", "shape", "pair", "pattern", "word")
 HOSTILE = "<script>alert('a & b')</script> on $red$"
+HARDNESS = {"spearman": 0.213, "low": 0.052, "high": 0.361, "prompts": 128, "clusters": 120}
 PROMPTS = (
     "blue fading to yellow",
     "a large white heart on purple",
@@ -113,6 +114,7 @@ def make_record(experts: int) -> Record:
             "pruner": None,
             "experts": experts,
             "search": {"steps": 120},
+            "recover": {"steps": 240, "per": "run", "rank": 0},
             "evaluate": {"steps": 15, "guidance": 3.0, "prompts": 200},
         },
         versions={"python": "3.11.7", "aptp": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.1"},
@@ -152,6 +154,8 @@ def make_record(experts: int) -> Record:
             "perplexity": experts * 0.96,
             "perplexity_without_bias": experts * 0.71,
             "oracle": {"mean_cost": 0.648, "teacher_error": 0.0047, "least_teacher_error": 0.00312},
+            "cross": _cross(experts),
+            **({"nmi": 0.412, "hardness": HARDNESS} if experts > 1 else {}),
             "kinds": kinds,
             "mean_cost_of_kind": cost_of,
             "examples": {str(i): chance.sample(PROMPTS, 3) for i in range(experts)} | {"0": [HOSTILE]},
@@ -164,6 +168,16 @@ def make_record(experts: int) -> Record:
         ],
         warnings=["1 pictures were skipped; the first: it is <b>broken</b>."],
     )
+
+
+def _cross(experts: int) -> dict:
+    """Costlier experts err less, each least on its own prompts; the last serves nobody where there are several."""
+    last = experts - 1
+    errors = [
+        [None if experts > 1 and j == last else 0.006 - 0.001 * i + 0.0006 * abs(i - j) for j in range(experts)]
+        for i in range(experts)
+    ]
+    return {"teacher_error": errors, "prompts": [0 if experts > 1 and j == last else 30 + j for j in range(experts)]}
 
 
 def _write_logs(folder: Path, experts: int) -> None:

@@ -78,7 +78,9 @@ def run(make_run: Callable[..., Path]) -> Path:
 def test_all_sections_are_there_in_a_page_that_parses(whole: tuple[str, Page]) -> None:
     source, page = whole
     assert source.startswith("<!DOCTYPE html>")
-    sections = ["methods", "pictures", "experts", "architectures", "kinds", "training", "budget", "conditions"]
+    sections = [
+        *("methods", "pictures", "experts", "architectures", "kinds", "cross", "training", "budget", "conditions")
+    ]
     assert page.sections == sections
     assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in sections]
 
@@ -111,8 +113,8 @@ def test_texts_of_the_run_are_escaped(whole: tuple[str, Page]) -> None:
 def test_every_picture_has_a_text(whole: tuple[str, Page]) -> None:
     images = whole[1].all("img")
     figures = [image for image in images if image["src"].startswith("data:image/svg")]
-    assert len(figures) == 5
-    assert len(images) == 5 + 5 * 8
+    assert len(figures) == 6
+    assert len(images) == 6 + 5 * 8
     assert len({image["alt"] for image in images}) == len(images)
     assert all(len(image["alt"]) > 10 for image in images)
     assert all(len(figure["alt"]) > 50 for figure in figures)
@@ -144,7 +146,7 @@ def test_failure_is_told_and_missing_parts_leave_out_their_section(run: Path) ->
     record = Record.load(run / "record.json")
     record.model_copy(update={"status": "failed", "error": "ValueError: <no>"}).save(run / "record.json")
     page = page_of(run)
-    assert page.sections == ["methods", "pictures", "experts", "kinds", "budget", "conditions"]
+    assert page.sections == ["methods", "pictures", "experts", "kinds", "cross", "budget", "conditions"]
     assert "This run failed" in page.text
     assert "ValueError: <no>" in page.text
 

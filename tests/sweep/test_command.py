@@ -39,8 +39,10 @@ class Conductor:
     jobs: int | None = None
     failure: BaseException | None = None
 
-    def __call__(self, cells: list[Cell], folder: Path, jobs: int, watch: Callable[[Table], None]) -> Table:
-        self.cells, self.jobs = cells, jobs
+    def __call__(
+        self, cells: list[Cell], folder: Path, jobs: int, watch: Callable[[Table], None], results: Path | None
+    ) -> Table:
+        self.cells, self.jobs, self.results = cells, jobs, results
         table = Table.open(cells, folder)
         for entry in table.runs:
             entry.status = "running"
@@ -73,10 +75,10 @@ def test_flags_are_a_grid(conductor: Conductor) -> None:
     Path("base.yaml").write_text("search: {steps: 9, batch: 4}\n")
     result = invoke(
         *("--router", "contrastive, kmeans", "--balancer", "none", "--seed", "0,2", "--budget", "macs:0.8,0.6"),
-        *("--preset", "smoke", "--config", "base.yaml", "--set", "search.batch=5", "--jobs", "3"),
+        *("--preset", "smoke", "--config", "base.yaml", "--set", "search.batch=5", "--jobs", "3", "--results", "kept"),
     )
     assert result.exit_code == 0, result.stderr
-    assert conductor.jobs == 3
+    assert (conductor.jobs, conductor.results) == (3, Path("kept"))
     assert len(conductor.cells) == 8
     first, *_, last = conductor.cells
     assert first.name == "router=contrastive,balancer=none,budget=macs-0.8,seed=0"

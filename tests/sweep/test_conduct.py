@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +26,13 @@ FAILS, REFUSED, KILLED, HANGS = 107, 108, 109, 110
 """Seeds whose run raises, is a wrong request, is killed, and does not end until there is a file `go` in the folder."""
 
 CHILD = f"""
-import json, os, re, signal, sys, time
+import json, os, re, signal, sys, time, yaml
 from pathlib import Path
 
 config, out = map(Path, sys.argv[1:])
 seed = int(re.search(r"^seed: (\\d+)", config.read_text(), re.MULTILINE).group(1))
 out.mkdir(parents=True, exist_ok=True)
-record = dict(started="now", config={{}}, versions={{}}, hardware={{}})
+record = dict(started="now", config=yaml.safe_load(config.read_text()), versions={{}}, hardware={{}})
 
 def leave(status, error=None):
     (out / "record.json").write_text(json.dumps(record | dict(status=status, error=error)))
@@ -62,7 +63,7 @@ def child(tmp_path: Path) -> Command:
     """The stand-in."""
     script = tmp_path / "child.py"
     script.write_text(CHILD)
-    return lambda config, out: [sys.executable, "-S", str(script), str(config), str(out)]
+    return lambda config, out: [sys.executable, str(script), str(config), str(out)]
 
 
 def of_seeds(seeds: Sequence[int]) -> list[Cell]:
@@ -142,6 +143,27 @@ def test_finished_runs_are_left_alone_and_the_others_tried_again(folder: Path, c
     assert again.runs[1].seconds > first.runs[1].seconds
 
 
+def test_a_run_whose_result_is_kept_is_not_run_again(folder: Path, child: Command, tmp_path: Path) -> None:
+    results, found = tmp_path / "results", of_seeds([0, FAILS])
+    conduct(found, folder, 1, unwatched, child, results)
+    assert [path.name for path in results.iterdir()] == ["seed=0.json"]
+    shutil.rmtree(folder)
+    table = conduct(of_seeds([0]), folder, 1, unwatched, child, results)
+    assert [entry.status for entry in table.runs] == ["done"]
+    assert starts(folder) == []
+
+
+def test_a_result_of_another_configuration_is_replaced(folder: Path, child: Command, tmp_path: Path) -> None:
+    kept = tmp_path / "results/seed=0.json"
+    conduct(of_seeds([0]), folder, 1, unwatched, child, kept.parent)
+    right = kept.read_text()
+    kept.write_text(right.replace('"experts": 4', '"experts": 5'))
+    shutil.rmtree(folder)
+    conduct(of_seeds([0]), folder, 1, unwatched, child, kept.parent)
+    assert len(starts(folder)) == 1
+    assert kept.read_text() == right
+
+
 def test_a_run_killed_before_its_report_was_written_goes_on(folder: Path, child: Command) -> None:
     conduct(of_seeds([0]), folder, 1, unwatched, child)
     (folder / "seed=0/report.html").unlink()
@@ -185,7 +207,7 @@ from aptp.sweep.grid import Sweep, cells
 
 script, folder, *seeds = sys.argv[1:]
 found = cells(Sweep(grid={"seed": list(map(int, seeds))}), default_host())
-conduct(found, Path(folder), 2, lambda table: None, lambda config, out: [sys.executable, "-S", script, config, out])
+conduct(found, Path(folder), 2, lambda table: None, lambda config, out: [sys.executable, script, config, out])
 """
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aptp.core.codes import starting_logits
 from aptp.core.errors import RequestError
 from aptp.core.router import PromptBatch, Router, RouterContext, Routing
 from aptp.plugins.options import NoOptions
@@ -23,7 +24,7 @@ class ConstantRouter(Router):
         if context.num_experts != 1:
             raise RequestError(f"router 'constant' serves one expert, not {context.num_experts}; ask for --experts 1.")
         self.context = context
-        self.code_logits = nn.Parameter(torch.zeros(1, context.space.num_gates))
+        self.code_logits = nn.Parameter(starting_logits(context, 0.0))
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from aptp.core import distributed
+from aptp.core.codes import starting_logits
 from aptp.core.router import PromptBatch, Router, RouterContext, Routing
 from aptp.plugins.options import ContrastiveOptions
 from aptp.plugins.routers._clusters import k_means
@@ -33,7 +34,7 @@ class ContrastiveRouter(Router):
         space, embed = context.space, context.prompts.embeds.shape[1]
         self.predictor = nn.Linear(embed, space.num_gates)
         generator = torch.Generator().manual_seed(context.seed)
-        nn.init.zeros_(self.predictor.bias)
+        self.predictor.bias.data.copy_(starting_logits(context, 0.0)[0])
         with torch.no_grad():  # one orthogonal head a site
             for place in space.slices:
                 nn.init.orthogonal_(self.predictor.weight[place], generator=generator)

@@ -81,18 +81,20 @@ def _read(paths: list[Path]) -> tuple[list[Source], list[Failure], list[str]]:
         if (other := places.setdefault(path.resolve(), path)) is not path:
             raise RequestError(f"{str(other)!r} is named more than once; once is right.")
         if (path / "sweep.json").is_file():
-            of_sweep, unfinished = _read_sweep(path)
+            of_sweep, unfinished, elsewhere = _read_sweep(path)
             found += of_sweep
             if unfinished:
                 warnings.append(f"runs of {str(path)!r} that are not finished are left out: {', '.join(unfinished)}.")
+            if absent := [name for name in elsewhere if name not in {other.stem for other in paths}]:
+                warnings.append(f"runs of {str(path)!r} that were done elsewhere are left out: {', '.join(absent)}.")
         else:
             found.append(read_source(path))
     failures = [each for each in found if isinstance(each, Failure)]
     return united([each for each in found if not isinstance(each, Failure)]), failures, warnings
 
 
-def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str]]:
-    """What became of a sweep's runs, and the names of those that are not finished."""
+def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str], list[str]]:
+    """What became of a sweep's runs, and the names of those that are not finished, and of those done elsewhere."""
     from aptp.report.comparison.sources import Failure, read_source
     from aptp.sweep.table import Table
 
@@ -102,12 +104,14 @@ def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str]]:
     except (OSError, ValueError) as error:
         raise RequestError(f"{str(file)!r} is not the table of a sweep: {gist(error)}.") from error
     found: list[Source | Failure] = []
-    unfinished = []
+    unfinished, elsewhere = [], []
     for entry in table.runs:
-        if entry.status == "done":
+        if entry.status == "done" and not (folder / entry.name).exists():
+            elsewhere.append(entry.name)
+        elif entry.status == "done":
             found.append(read_source(folder / entry.name))
         elif entry.status in ("failed", "refused"):
             found.append(Failure(str(folder / entry.name), entry.error or "no reason was recorded"))
         else:
             unfinished.append(entry.name)
-    return found, unfinished
+    return found, unfinished, elsewhere

@@ -203,7 +203,7 @@ def method_result(
         macs=float((work.cost_by("macs").cost(gates) * share).sum()),
         parameters=float((work.cost_by("params").cost(gates) * share).sum()),
         training_steps=steps,
-        search_steps=work.config.search.steps if work.searches else 0,
+        search_steps=work.config.search.steps if work.learns else 0,
         training_seconds=seconds,
         peak_memory_mb=mean(lambda i: peak_memory_mb(work.denoiser, pipe.expert(i), *size)),
         teacher_error=teacher_error,

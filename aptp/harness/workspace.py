@@ -76,7 +76,7 @@ class Workspace:
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
         statics = [make(host, "pruner", choice) for choice in [config.pruner, *config.compare] if choice]
-        for pruner in [*statics, *([work.start] if work.start and work.makes_codes else [])]:
+        for pruner in [*statics, *([work.start] if work.start and work.searches else [])]:
             pruner.check(pruner_context(work))
         router, balancer = work.bare_router(), host.target("balancer", config.balancer.name)
         if balancer.by_loss and not router.learns_routes:
@@ -163,11 +163,6 @@ class Workspace:
         """The static pruner that takes the search's place, if the run has one."""
         return self.config.pruner and make(self.host, "pruner", self.config.pruner)
 
-    @property
-    def searches(self) -> bool:
-        """Whether this run's method trains in the search stage."""
-        return self.pruner.searches if self.pruner else self.router.learns
-
     @cached_property
     def start(self) -> ScoringPruner | None:
         """The static pruner from whose scores a search starts."""
@@ -182,9 +177,14 @@ class Workspace:
         return pruner
 
     @property
-    def makes_codes(self) -> bool:
-        """Whether a router has codes that start somewhere, rather than a static pruner's architecture."""
+    def searches(self) -> bool:
+        """Whether the search stage makes its codes, rather than a static pruner."""
         return self.pruner is None or self.pruner.searches
+
+    @property
+    def learns(self) -> bool:
+        """Whether that search trains anything."""
+        return self.searches and self.router.learns
 
     @cached_property
     def encoder(self) -> PromptEncoder:
@@ -236,7 +236,7 @@ class Workspace:
             prompts,
             self.config.search.steps,
             self.config.seed,
-            start_of_search(self) if prompts.text and self.makes_codes else None,
+            start_of_search(self) if prompts.text and self.searches else None,
         )
 
     @cached_property

@@ -93,7 +93,7 @@ def heat_map(
     """Cells coloured by shares in [0, 1], each with a text in it; one without a share stays empty. First row on top."""
     axes.pcolormesh(np.ma.masked_invalid(shares), cmap=scale, vmin=0, vmax=1, edgecolor="white", linewidth=1.5)
     for (row, column), share in np.ndenumerate(shares):
-        colour = INK if np.isnan(share) else on(scale, share)
+        colour = MUTED if np.isnan(share) else on(scale, share)
         axes.text(column + 0.5, row + 0.5, texts[row][column], ha="center", va="center", size=size, color=colour)
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows, color=INK)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from aptp.report.drawing import INK, LOAD, MUTED, ORANGE, Picture, draw, on, plain
+from aptp.report.drawing import LOAD, ORANGE, Picture, draw, heat_map
 from aptp.report.wording import change, listed, number, percent, plural
 
 MANY = 8
@@ -26,33 +27,19 @@ def cross_picture(cross: Mapping[str, Any], fractions: Sequence[float]) -> Pictu
     order = sorted(range(len(fractions)), key=lambda expert: (fractions[expert], expert))
     errors = np.array(cross["teacher_error"], dtype=float)[np.ix_(order, order)]  # None becomes NaN
     prompts = {expert: cross["prompts"][expert] for expert in order}
-    shades = _shades(errors)
+    shades = column_shades(errors)
     few = len(order) <= MANY
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.pcolormesh(np.ma.masked_invalid(shades), cmap=LOAD, vmin=0, vmax=1, edgecolor="white", linewidth=1.5)
-        for (row, column), error in np.ndenumerate(errors):
-            known = np.isfinite(error)
-            text = number(error) if known else "–"
-            own = errors[column, column]
-            if few and known and row != column and np.isfinite(own) and own > 0:
-                text += f"\n{change(error, own) if error < MULTIPLE * own else f'×{number(error / own, 2)}'}"
-            colour = on(LOAD, shades[row, column]) if known else MUTED
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=8.5 if few else 6, color=colour)
-        for place in range(len(order)):
-            inset = Rectangle((place + 0.03, place + 0.03), 0.94, 0.94, fill=False, edgecolor=ORANGE, linewidth=2.4)
-            axes.add_patch(inset)
-        places = np.arange(len(order)) + 0.5
         rows = [f"expert {e} ({percent(fractions[e], 0)} of dense)" if few else f"expert {e}" for e in order]
         heads = [f"expert {e} ({plural(n, 'prompt')})" if few else str(e) for e, n in prompts.items()]
-        axes.set_yticks(places, rows, color=INK)
-        axes.set_xticks(places, heads)
+        texts = [[_cell(errors, row, column, few) for column in range(len(order))] for row in range(len(order))]
+        heat_map(axes, shades, texts, rows, heads, LOAD, size=8.5 if few else 6)
+        frame_diagonal(axes, len(order))
         axes.set_xlabel("prompts that are served by")
         axes.xaxis.set_label_position("top")
         axes.xaxis.tick_top()
-        axes.invert_yaxis()
-        plain(axes)
 
     best = [
         f"expert {order[int(np.nanargmin(errors[:, place]))]} errs least on the prompts of expert {expert}"
@@ -63,7 +50,23 @@ def cross_picture(cross: Mapping[str, Any], fractions: Sequence[float]) -> Pictu
     return draw(alt, 1.0 + 0.5 * len(order), paint)
 
 
-def _shades(errors: np.ndarray) -> np.ndarray:
+def _cell(errors: np.ndarray, row: int, column: int, few: bool) -> str:
+    """An error, and where there is room how it compares with that of the expert which serves these prompts."""
+    error, own = errors[row, column], errors[column, column]
+    if not np.isfinite(error):
+        return "–"
+    if not few or row == column or not np.isfinite(own) or own <= 0:
+        return number(error)
+    return f"{number(error)}\n{change(error, own) if error < MULTIPLE * own else f'×{number(error / own, 2)}'}"
+
+
+def frame_diagonal(axes: Axes, count: int) -> None:
+    """Frame every expert's error on its own prompts."""
+    for place in range(count):
+        axes.add_patch(Rectangle((place + 0.03, place + 0.03), 0.94, 0.94, fill=False, edgecolor=ORANGE, linewidth=2.4))
+
+
+def column_shades(errors: np.ndarray) -> np.ndarray:
     """Each error by the logarithm of its ratio to the least of its column: 0 is the least, 1 the largest ratio or 4."""
     safe = np.where(np.isfinite(errors) & (errors > 0), errors, np.nan)
     least = np.min(np.where(np.isfinite(safe), safe, np.inf), axis=0, keepdims=True)

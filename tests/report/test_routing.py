@@ -11,7 +11,7 @@ import pytest
 
 from aptp.core.record import Record
 from aptp.report import write_report
-from aptp.report.routing import _shades, agreement, cross_picture, hardness
+from aptp.report.routing import agreement, column_shades, cross_picture, hardness
 from aptp.report.wording import protocol
 
 CROSS = {"teacher_error": [[0.004, 0.012, None], [0.006, 0.010, None], [0.002, 0.004, None]], "prompts": [90, 38, 0]}
@@ -41,10 +41,10 @@ def test_experts_are_sorted_by_cost() -> None:
     assert places == sorted(places)
 
 
-def test_shades_compare_within_a_column() -> None:
-    shades = _shades(np.array([[1.0, 20.0, np.nan], [2.0, 10.0, np.nan]]))
+def testcolumn_shades_compare_within_a_column() -> None:
+    shades = column_shades(np.array([[1.0, 20.0, np.nan], [2.0, 10.0, np.nan]]))
     np.testing.assert_allclose(shades, [[0, 0.5, np.nan], [0.5, 0, np.nan]])
-    assert np.isnan(_shades(np.full((2, 2), np.nan))).all()
+    assert np.isnan(column_shades(np.full((2, 2), np.nan))).all()
 
 
 @pytest.mark.parametrize("experts", [2, 16])

@@ -1,25 +1,29 @@
-"""What prompt-tailored pruning claims, answered from the figures: yes, no, or not shown."""
+"""What prompt-tailored pruning claims, answered from the figures: yes, no, or not shown.
+
+The rules are those that docs/question.md wrote down before the benchmark was run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
 from aptp.report.comparison.gathering import Comparison, Setting
-from aptp.report.comparison.intervals import Interval, Standing, interval, standing
+from aptp.report.comparison.intervals import LEVEL, Interval, Standing, interval, standing
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.verdict import plus_minus, setting_title
 from aptp.report.measures import Measure
-from aptp.report.wording import listed, percent, plural, reach, signed
+from aptp.report.wording import listed, number, percent, plural, reach, signed
 
-MEANINGFUL = 0.5
-"""From this normalised mutual information on, clusters are said to follow the kinds of prompts."""
 ENOUGH_PROMPTS = 500
 """Prompts under which a rank correlation answers nothing."""
-COLLAPSED = 0.5
+COLLAPSED = 0.75
 """Under this share of the experts in use, codes are said to have collapsed."""
+FEWEST_SEEDS = 2
+"""Seeds under which “in every seed” says nothing."""
+CONTROLS = ("random-codes", "kmeans")
+"""Routers that learn no codes, or no routes."""
 
 Answer = Literal["yes", "no", "not shown"]
 
@@ -36,150 +40,168 @@ class Claim:
 
 def claims(comparison: Comparison) -> list[Claim]:
     """All of them, about the reference method."""
-    return [_ahead(comparison), _meaning(comparison), _hardness(comparison), _collapse(comparison)]
+    return [
+        _single(comparison),
+        _meaning(comparison),
+        _hardness(comparison),
+        _collapse(comparison),
+        _learning(comparison),
+    ]
 
 
-def _ahead(comparison: Comparison) -> Claim:
+def _single(comparison: Comparison) -> Claim:
+    rivals = {s: comparison.methods(s, "single") for s in comparison.settings}
+    return _ahead(
+        comparison,
+        "Is it better than every single-model baseline at the same cost and recovery steps?",
+        rivals,
+        "A search comes on top of the recovery steps that all share.",
+        "No single model was run at the same cost, protocol and seeds.",
+    )
+
+
+def _learning(comparison: Comparison) -> Claim:
+    def control(method: Method) -> bool:
+        return dict(method.strategies).get("router") in CONTROLS and method.settings == comparison.reference.settings
+
+    rivals = {s: [m for m in comparison.methods(s, "routed") if control(m)] for s in comparison.settings}
+    return _ahead(
+        comparison,
+        "Is learning worth it: is it better than codes and routes that are not learned?",
+        rivals,
+        "In random-codes neither codes nor routes are learned, in kmeans codes alone.",
+        f"Neither of {listed(CONTROLS)} was run at the same cost, protocol and seeds.",
+    )
+
+
+def _ahead(
+    comparison: Comparison, question: str, rivals: Mapping[Setting, Sequence[Method]], remark: str, nobody: str
+) -> Claim:
+    """Whether the reference is better than each of its rivals, by the paired differences rival − reference."""
+    reference = comparison.reference
     distances = [m for m in comparison.measures if m.less and m.key != "teacher_error"]
     judged = distances or [m for m in comparison.measures if m.less]
     scores = [m for m in comparison.measures if m.less is False]
     answers: list[Answer] = []
     figures = []
-    for setting in comparison.settings:
-        where, reference = setting_title(comparison, setting), comparison.reference
-        if comparison.seeds(setting, reference) and not comparison.equal_cost(setting, reference):
+    for setting, methods in rivals.items():
+        where = setting_title(comparison, setting)
+        if not comparison.seeds(setting, reference):
+            continue
+        if not comparison.equal_cost(setting, reference):
             answers.append("not shown")
             cost = percent(comparison.mean(setting, reference, "cost"))
             figures.append(f"At {where} it costs {cost}, so nothing beside it costs the same.")
             continue
-        for rival in _rivals(comparison, setting):
-            apart = {m: d for m in [*judged, *scores] if (d := comparison.difference(setting, reference, rival, m.key))}
-            if apart:
-                answers.append(_beats({m: standing(d, bool(m.less)) for m, d in apart.items()}, judged))
-                said = [f"{m.label} {_told(d, standing(d, bool(m.less)))}" for m, d in apart.items()]
-                names = f"{reference.name} − {comparison.label(setting, rival)}"
-                figures.append(f"At {where}, {names}: {'; '.join(said)}.")
-    labels = [m.label for m in judged]
+        for rival in methods:
+            known = {m: comparison.difference(setting, rival, reference, m.key) for m in [*judged, *scores]}
+            apart = {measure: found for measure, found in known.items() if found}
+            if rival == reference or not comparison.equal_cost(setting, rival) or not apart:
+                continue
+            stands = {m: standing(found, less=not m.less) for m, found in apart.items()}
+            answers.append(_beats(stands, judged))
+            said = "; ".join(f"{m.label} {_told(found, stands[m])}" for m, found in apart.items())
+            label = comparison.label(setting, rival)
+            figures.append(f"At {where}, {label} − {reference.name}: {said}. {answers[-1].capitalize()}.")
+    names = listed([m.label for m in judged])
+    also = f", and that of {listed([m.label for m in scores])} not against it" if scores else ""
     return Claim(
-        "Is it better than every single-model baseline at the same cost and recovery steps?",
+        question,
         "no" if "no" in answers else "yes" if answers and set(answers) == {"yes"} else "not shown",
-        f"Yes, if against each of them the paired intervals of {listed(labels)} exclude 0 on the better side, and of "
-        f"{listed([m.label for m in scores]) or 'no score'} none on the worse; no, if one of them is ahead of it on "
-        f"{' or '.join(labels)}. Its search comes on top of the recovery steps that all share.",
-        figures or ["No single model was run at the same cost, protocol and seeds."],
+        f"Yes, if against each the {LEVEL:.0%} intervals of {names} exclude 0 in its favour{also}; no, if one of these "
+        f"excludes 0 against it. {remark}",
+        figures or [nobody],
     )
 
 
 def _beats(stands: Mapping[Measure, Standing], judged: Sequence[Measure]) -> Answer:
-    """Against one baseline."""
-    if any(stands.get(measure) == "worse" for measure in judged):
+    """Against one rival."""
+    if "worse" in stands.values():
         return "no"
-    ahead = all(stands.get(measure) == "better" for measure in judged)
-    return "yes" if ahead and "worse" not in stands.values() else "not shown"
+    return "yes" if all(stands.get(measure) == "better" for measure in judged) else "not shown"
 
 
-def _rivals(comparison: Comparison, setting: Setting) -> list[Method]:
-    """Single models that cost what the budget is."""
-    others = [m for m in comparison.methods(setting, "single") if m != comparison.reference]
-    return [m for m in others if comparison.equal_cost(setting, m)]
-
-
-def _told(apart: Interval, found: str) -> str:
+def _told(apart: Interval, stands: Standing) -> str:
     if apart.half is None:
         return f"{signed(apart.mean)}, one seed"
-    return f"{reach(apart.low, apart.high)} ({found}, {plural(apart.n, 'seed')})"
+    favour = {"better": "in its favour", "worse": "against it", "open": "open"}[stands]
+    return f"{reach(apart.low, apart.high)} ({favour}, {plural(apart.n, 'seed')})"
 
 
 def _meaning(comparison: Comparison) -> Claim:
-    setting = comparison.main
-    found = comparison.interval(setting, comparison.reference, "nmi")
-    answer: Answer = "not shown"
-    if found:
-        answer = "yes" if found.above(MEANINGFUL) else "no" if found.below(MEANINGFUL) else "not shown"
-    figures = [
-        f"{comparison.label(setting, m)}: {plus_minus(each)} ({plural(each.n, 'seed')})"
-        for m in comparison.methods(setting, "routed")
-        if (each := comparison.interval(setting, m, "nmi"))
-    ]
+    setting, reference = comparison.main, comparison.reference
+    chance = next((m for m in comparison.methods(setting, "routed") if dict(m.strategies)["router"] == "random"), None)
+    mine = comparison.series(setting, reference, "nmi")
+    random = comparison.series(setting, chance, "nmi") if chance else {}
     return Claim(
         "Do its clusters of prompts mean something?",
-        answer,
-        "Yes, if the interval of the normalised mutual information of experts and kinds of prompts lies above "
-        f"{MEANINGFUL:g} (1: each tells the other, 0: they have nothing to do with one another); no, if below.",
-        figures or ["The records hold no mutual information of experts and kinds."],
+        _in_every_seed(mine[seed] > random[seed] for seed in mine.keys() & random.keys()),
+        "Yes, if the normalised mutual information of experts and kinds of prompts (1: either tells the other, 0: they "
+        "have nothing to do with one another) is above that of the router random in every seed; no, if in none.",
+        _by_method(comparison, setting, "nmi") or ["The records hold no mutual information of experts and kinds."],
     )
 
 
+def _in_every_seed(found: Iterable[bool]) -> Answer:
+    seeds = list(found)
+    if len(seeds) < FEWEST_SEEDS:
+        return "not shown"
+    return "yes" if all(seeds) else "not shown" if any(seeds) else "no"
+
+
+def _by_method(comparison: Comparison, setting: Setting, key: str) -> list[str]:
+    return [
+        f"{comparison.label(setting, m)}: {plus_minus(found)} ({plural(found.n, 'seed')})"
+        for m in comparison.methods(setting, "routed")
+        if (found := comparison.interval(setting, m, key))
+    ]
+
+
 def _hardness(comparison: Comparison) -> Claim:
-    setting = comparison.main
-    by_seed = {
-        trial.seed: trial.source.record.routing["hardness"]
-        for trial in comparison.runs(setting, comparison.reference)
-        if trial.own and trial.source.record.routing.get("hardness")
-    }
-    figures: list[str] = []
-    answer: Answer = "not shown"
-    if by_seed:
-        low, high = _span(list(by_seed.values()))
-        mean = fmean(found["spearman"] for found in by_seed.values())
-        if all(found["prompts"] >= ENOUGH_PROMPTS for found in by_seed.values()):
-            answer = "yes" if low > 0 else "no" if high < 0 else "not shown"
-        figures.append(f"mean over {plural(len(by_seed), 'seed')}: {signed(mean)}, interval {reach(low, high)}")
-        figures += [
-            f"seed {seed}: {signed(found['spearman'])}, bootstrap interval {reach(found['low'], found['high'])}, "
-            f"{plural(found['prompts'], 'prompt')} in {plural(found['clusters'], 'cluster')}"
-            for seed, found in by_seed.items()
-        ]
+    runs = [t for t in comparison.runs(comparison.main, comparison.reference) if t.own]
+    by_seed = {t.seed: found for t in runs if (found := t.source.record.routing.get("hardness"))}
+    over = interval(found["spearman"] for found in by_seed.values())
+    enough = all(found["prompts"] >= ENOUGH_PROMPTS for found in by_seed.values())
+    figures = [
+        f"seed {seed}: {signed(found['spearman'])}, {reach(found['low'], found['high'])} by bootstrap, "
+        f"{plural(found['prompts'], 'prompt')} in {plural(found['clusters'], 'cluster')}"
+        for seed, found in by_seed.items()
+    ]
+    if over and over.half is not None:
+        figures.insert(0, f"mean over {plural(over.n, 'seed')}: {signed(over.mean)}, {reach(over.low, over.high)}")
     return Claim(
         "Do hard prompts get large experts?",
-        answer,
-        "Yes, if the rank correlation of the error that pruning to the smallest expert causes with the cost of the "
-        f"expert that a prompt gets is above 0 by its interval, on at least {ENOUGH_PROMPTS} prompts; no, if below 0.",
+        "not shown" if not over or not enough else "yes" if over.above(0) else "no" if over.below(0) else "not shown",
+        "Yes, if the mean over seeds of the rank correlation of the error that pruning to the smallest expert causes, "
+        "before recovery, with the cost of the expert that serves is above 0 by its interval, over at least "
+        f"{ENOUGH_PROMPTS} prompts; no, if it is below.",
         figures or ["The records hold no rank correlation of hardness and cost."],
     )
 
 
-def _span(found: list[dict[str, float]]) -> tuple[float, float]:
-    """The interval over seeds; with one seed, that of its own bootstrap over clusters of prompts."""
-    over = interval(each["spearman"] for each in found)
-    if over is None or over.low is None or over.high is None:
-        return found[0]["low"], found[0]["high"]
-    return over.low, over.high
-
-
 def _collapse(comparison: Comparison) -> Claim:
     setting, reference = comparison.main, comparison.reference
-    without = next(
-        (
-            m
-            for m in comparison.methods(setting, "routed")
-            if dict(m.strategies).get("router") == dict(reference.strategies).get("router")
-            and dict(m.strategies).get("balancer") == "none"
-            and m.settings == reference.settings
-        ),
-        None,
-    )
-    question = "Do the codes collapse without optimal transport?"
-    criterion = (
-        f"Yes, if without a balancer fewer than {COLLAPSED:.0%} of the experts are in use (perplexity of their shares "
-        "of prompts) and with transport more are, by intervals; no, if more than that are in use without."
-    )
-    runs = comparison.runs(setting, without) if without else []
-    if without is None or not runs or without == reference:
-        return Claim(question, "not shown", criterion, ["The same runs without a balancer are not among these."])
-    experts = len(runs[0].source.record.experts)
-    alone = comparison.interval(setting, without, "perplexity")
-    apart = comparison.difference(setting, reference, without, "perplexity")
+
+    def bare(method: Method) -> bool:
+        return method.differences(reference) == ["balancer=none"]
+
+    without = next((m for m in comparison.methods(setting, "routed") if bare(m)), None)
     answer: Answer = "not shown"
-    if alone and alone.above(COLLAPSED * experts):
-        answer = "no"
-    elif alone and apart and alone.below(COLLAPSED * experts) and apart.above(0):
-        answer = "yes"
-    figures = [
-        f"{comparison.label(setting, m)}: {plus_minus(each)} of {experts} experts in use ({plural(each.n, 'seed')})"
-        for m in (reference, without)
-        if (each := comparison.interval(setting, m, "perplexity"))
-    ]
-    if apart and apart.half is not None:
-        figures.append(f"difference: {reach(apart.low, apart.high)}")
-    return Claim(question, answer, criterion, figures)
+    figures = ["The same runs without a balancer are not among these."]
+    if without:
+        count = len(comparison.runs(setting, without)[0].source.record.experts)
+        least = COLLAPSED * count
+        mine, alone = (comparison.series(setting, m, "perplexity") for m in (reference, without))
+        common = mine.keys() & alone.keys()
+        answer = _in_every_seed(alone[seed] < least <= mine[seed] for seed in common)
+        figures = [
+            f"seed {seed}: {number(mine[seed])} of {count} experts in use, without a balancer {number(alone[seed])}"
+            for seed in sorted(common)
+        ]
+    return Claim(
+        "Do the codes collapse without optimal transport?",
+        answer,
+        f"Yes, if in every seed fewer than {COLLAPSED:.0%} of the experts are in use without a balancer (perplexity of "
+        "their shares of prompts), and with transport not; no, if in none.",
+        figures,
+    )

@@ -31,6 +31,8 @@ AGREE = 0.01
 """Figures of one method and seed that two runs have are the same up to this share; what is timed may differ."""
 EQUAL_COST = 0.03
 """Costs nearer to the budget than this share of it are equal to it."""
+WEIGHTS = "parameters"
+"""The unit of a budget that fewer sampling steps do not lower."""
 TIMED = ("latency_ms", "time", "peak_memory_mb", "training_seconds", "payback")
 """Figures that differ from run to run, of which several are averaged."""
 
@@ -174,7 +176,7 @@ def gather(
     pruned = [(s, r, config_of(s.record, r)) for s in sources for r in _pruned(s.record)]
     if not pruned:
         raise RequestError(f"{sources[0].name!r} has no row of a pruned method, so there is nothing to compare.")
-    protocols = [protocol_of(s.record, r, c) for s, r, c in pruned]
+    protocols = [protocol_of(s.record, c) for s, _, c in pruned]
     if not mixed:
         first_of = {p: s.name for p, (s, _, _) in reversed(list(zip(protocols, pruned, strict=True)))}
         check_one(dict(reversed(first_of.items())))
@@ -225,6 +227,8 @@ def _figures(record: Record, result: Result) -> dict[str, float]:
         "training_seconds": result.training_seconds,
         **result.metrics,
     }
+    if result.sampling_steps is not None and record.budget and record.budget.unit == WEIGHTS:
+        del found["cost"]
     if dense and dense.latency_ms and result.sampling_steps is not None:
         found |= {"latency_ms": dense.latency_ms, "time": result.fraction}
     elif dense and dense.latency_ms and result.latency_ms:

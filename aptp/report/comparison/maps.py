@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from aptp.report.comparison.charts import shown
 from aptp.report.comparison.gathering import Comparison, Setting, Trial
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.tables import by_cost, load_of
 from aptp.report.drawing import BLUE, LOAD, RULE, VERMILLION, Picture, draw, heat_map
+from aptp.report.routing import column_shades, frame_diagonal
 from aptp.report.wording import listed, number, percent
 
 STYLES = ("-", "--", "-.", ":")
 COLUMNS = 4
-ERRORS = matplotlib.colormaps["cividis_r"]
-"""Of errors between the least and the greatest."""
 
 
 def routed(comparison: Comparison, setting: Setting) -> dict[Method, list[Trial]]:
@@ -149,13 +146,10 @@ def cross_picture(comparison: Comparison, setting: Setting) -> Picture | None:
         for axes in grid[len(found) :]:
             axes.set_visible(False)
         for axes, (method, table) in zip(grid, found.items(), strict=False):
-            low, high = np.log(np.nanmin(table)), np.log(np.nanmax(table))
-            scaled = (np.log(table) - low) / max(high - low, 1e-9)
-            texts = [["" if np.isnan(v) else number(v, 2) for v in row] for row in table]
+            texts = [["–" if np.isnan(error) else number(error, 2) for error in row] for row in table]
             ranks = _ranks(len(table))
-            heat_map(axes, scaled, texts, ranks, ranks, ERRORS, size=7.5 if len(table) <= 4 else 6)
-            for place in range(len(table)):
-                axes.add_patch(Rectangle((place, place), 1, 1, fill=False, ec=VERMILLION, lw=2))
+            heat_map(axes, column_shades(table), texts, ranks, ranks, LOAD, size=7.5 if len(table) <= 4 else 6)
+            frame_diagonal(axes, len(table))
             axes.set_title(comparison.label(setting, method), fontsize=8.5)
             axes.set_xlabel("prompts of expert")
             axes.set_ylabel("drawn by expert")
@@ -172,16 +166,11 @@ def cross_picture(comparison: Comparison, setting: Setting) -> Picture | None:
 def _cross(trials: Sequence[Trial]) -> Float[np.ndarray, "experts clusters"] | None:
     tables = []
     for trial in trials:
-        errors = (trial.source.record.routing.get("cross") or {}).get("teacher_error")
-        if errors:
-            order = [e.index for e in by_cost(trial.source.record.experts)]
-            table = np.array([[np.nan if v is None else v for v in row] for row in errors], dtype=float)
-            tables.append(table[np.ix_(order, order)])
+        if cross := trial.source.record.routing.get("cross"):
+            order = [expert.index for expert in by_cost(trial.source.record.experts)]
+            tables.append(np.array(cross["teacher_error"], dtype=float)[np.ix_(order, order)])  # None becomes NaN
     alike = [table for table in tables if table.shape == tables[0].shape]
-    if not alike:
-        return None
-    known = np.ma.masked_invalid(np.stack(alike))
-    return known.mean(axis=0).filled(np.nan)
+    return np.ma.masked_invalid(np.stack(alike)).mean(axis=0).filled(np.nan) if alike else None
 
 
 def _ranks(count: int) -> list[str]:

@@ -111,7 +111,9 @@ class Naming:
     def __init__(self, configs: Iterable[Flat]) -> None:
         self.values: dict[tuple[str, str], Counter[str]] = {}
         self.balancers: dict[str, set[str]] = {}
+        self.pruners: set[str] = set()
         for config in configs:
+            self.pruners |= {config["pruner"]} if "pruner" in config else set()
             if "router" in config:
                 self.balancers.setdefault(config["router"], set()).add(config.get("balancer", ""))
             for key, value in config.items():
@@ -127,7 +129,8 @@ class Naming:
         if "pruner" in config:
             return Method(config["pruner"], "single", (("pruner", config["pruner"]),), tuple(settings))
         router, balancer = config.get("router", "?"), config.get("balancer", "?")
-        base = f"{router} + {balancer}" if len(self.balancers.get(router, ())) > 1 else router
+        alone = len(self.balancers.get(router, ())) < 2 and router not in self.pruners
+        base = router if alone else f"{router} + {balancer}"
         kind: Kind = "single" if config.get("experts") == "1" else "routed"
         return Method(base, kind, (("router", router), ("balancer", balancer)), tuple(settings))
 

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from aptp.core.errors import RequestError
-from aptp.core.record import Record, Result
+from aptp.core.record import Record
 
 Protocol = tuple[tuple[str, str], ...]
 """Names and values, as texts."""
 
 PREFIXES = ("recover.weights.", "adapt.", "distill.")
-KEYS = ("recover.steps", "recover.batch", "recover.caption_dropout")
-MEASURED = ("data.", "evaluate.prompts", "evaluate.steps", "evaluate.guidance")
+KEYS = ("recover.steps", "recover.per", "recover.batch", "recover.caption_dropout")
+MEASURED = ("data.", "evaluate.prompts", "evaluate.steps", "evaluate.guidance", "evaluate.exam")
 NAMED = ("recover.", "adapt.", "distill.", "evaluate.")
 """Starts of the names of differences that are short enough to stand in a method's name."""
 SHOWN = 4
@@ -26,7 +26,7 @@ def belongs_to_protocol(key: str) -> bool:
     return key in KEYS or key.startswith(PREFIXES)
 
 
-def protocol_of(record: Record, result: Result, config: Mapping[str, str]) -> Protocol:
+def protocol_of(record: Record, config: Mapping[str, str]) -> Protocol:
     """The protocol of a row with this configuration."""
     found = {"model": record.model or config.get("model", ""), "data": config.get("data", "")}
     found |= {key: value for key, value in config.items() if key.startswith(MEASURED)}
@@ -42,9 +42,9 @@ def protocol_of(record: Record, result: Result, config: Mapping[str, str]) -> Pr
         found["adapt.steps"] = "0"
     else:
         found |= {key: value for key, value in config.items() if key.startswith("adapt.")}
-    found["recover.steps"] = str(result.training_steps)
-    if result.training_steps:
-        found |= {k: v for k, v in config.items() if belongs_to_protocol(k) and k not in found and k[:6] != "adapt."}
+    found["recover.steps"] = config.get("recover.steps", "0")
+    if found["recover.steps"] != "0":
+        found |= {k: v for k, v in config.items() if belongs_to_protocol(k) and not k.startswith("adapt.")}
     return tuple(found.items())
 
 

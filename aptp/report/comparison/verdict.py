@@ -122,13 +122,14 @@ def dense_at(comparison: Comparison, setting: Setting, key: str) -> dict[int, fl
     curves: dict[int, list[tuple[float, float]]] = {}
     for method in comparison.methods(setting, "dense"):
         costs = comparison.series(setting, method, "cost")
-        for seed, figure in comparison.series(setting, method, key).items():
-            curves.setdefault(seed, []).append((costs[seed], figure))
+        figures = comparison.series(setting, method, key)
+        for seed in costs.keys() & figures.keys():
+            curves.setdefault(seed, []).append((costs[seed], figures[seed]))
     found = {}
     for seed, points in curves.items():
-        costs, figures = zip(*sorted(points), strict=True)
-        if costs[0] <= setting.budget and len(costs) > 1:
-            found[seed] = float(np.interp(setting.budget, costs, figures))
+        points.sort()
+        if points[0][0] <= setting.budget and len(points) > 1:
+            found[seed] = float(np.interp(setting.budget, [x for x, _ in points], [y for _, y in points]))
     return found
 
 

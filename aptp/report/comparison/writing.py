@@ -21,6 +21,7 @@ from aptp.report.comparison.gathering import Comparison, Setting, Trial, differe
 from aptp.report.comparison.intervals import LEVEL, Interval
 from aptp.report.comparison.verdict import setting_title, unit_of, verdicts
 from aptp.report.wording import listed, moment, percent, plural
+from aptp.report.wording import protocol as recovery_steps
 
 PAGE = "report.html"
 
@@ -82,6 +83,7 @@ def _contents(comparison: Comparison, command: str) -> dict[str, Any]:
         "claims": claims(comparison),
         "gallery": gallery,
         "pictured": pictured,
+        "steps_told": _steps_told(comparison),
         "training": [tables.training_table(comparison, setting) for setting in settings],
         "failures": comparison.failures,
         "protocols": tables.protocols_table(comparison),
@@ -93,6 +95,16 @@ def _contents(comparison: Comparison, command: str) -> dict[str, Any]:
         "mixed": comparison.mixed,
         "plural": plural,
     }
+
+
+def _steps_told(comparison: Comparison) -> str:
+    """Whose the steps of recovery were, for each protocol."""
+    told = []
+    for letter in comparison.protocols:
+        first = next(row.source.record for row in comparison.rows if row.letter == letter)
+        said = recovery_steps(first) or "Recovery steps are the same for all methods."
+        told.append(f"{letter}: {said}" if comparison.mixed else said)
+    return " ".join(told)
 
 
 def _differences(comparison: Comparison, setting: Setting) -> dict[str, Any]:

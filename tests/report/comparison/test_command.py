@@ -83,6 +83,18 @@ def test_a_sweep_is_its_finished_runs() -> None:
     assert found["warnings"] == ["runs of '.' that are not finished are left out: c, z."]
 
 
+def test_a_run_of_a_sweep_that_was_done_elsewhere_comes_from_its_record() -> None:
+    Path("results").mkdir()
+    Path("b/record.json").rename("results/b.json")
+    Path("b").rmdir()
+    sweep(a="done", b="done")
+    assert invoke(".", "--out", "out").exit_code == 0
+    assert told("out")["warnings"] == ["runs of '.' that were done elsewhere are left out: b."]
+    assert invoke(".", "results/b.json", "--out", "out").exit_code == 0
+    assert told("out")["warnings"] == []
+    assert [run["name"] for run in told("out")["runs"]] == ["a", "results/b.json"]
+
+
 def test_a_failed_run_is_counted_and_named() -> None:
     Record(status="failed", error="ValueError: boom", started="", config={}, versions={}, hardware={}).save(
         "d/record.json"

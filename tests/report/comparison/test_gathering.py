@@ -10,6 +10,7 @@ from aptp.core.record import Record
 from aptp.report.comparison.gathering import Comparison, Setting, gather
 from aptp.report.comparison.intervals import interval
 from aptp.report.comparison.sources import Failure, Source, read_source, united
+from aptp.report.comparison.verdict import verdict
 
 MAIN = Setting("A", 0.66)
 
@@ -48,6 +49,20 @@ def test_a_lone_balancer_is_not_named_but_may_be_asked_for(make: SimpleNamespace
     assert gather(runs, reference="taylor").reference.name == "taylor"
     with pytest.raises(RequestError, match="unknown method 'tailor'; did you mean 'taylor'"):
         gather(runs, reference="tailor")
+
+
+def test_a_router_and_a_pruner_of_one_name_are_told_apart(make: SimpleNamespace) -> None:
+    runs = make.sources(make.record(0, router="random"), make.record(0, pruner="random"))
+    assert names(gather(runs))[-2:] == ["random + sinkhorn", "random"]
+
+
+def test_fewer_steps_do_not_lower_the_number_of_weights(make: SimpleNamespace) -> None:
+    record = make.record(0, budget="params:0.66")
+    record.budget.unit = "parameters"
+    found = gather(make.sources(record))
+    assert found.mean(MAIN, named(found, "dense"), "cost") == 1
+    assert found.mean(MAIN, named(found, "dense, 5 steps"), "cost") is None
+    assert "dense model" not in verdict(found, MAIN).choice
 
 
 def test_one_expert_is_a_single_model(make: SimpleNamespace) -> None:
@@ -115,6 +130,8 @@ def test_other_protocols_are_refused_by_what_differs(make: SimpleNamespace) -> N
     [
         {"evaluate.prompts": 60},
         {"evaluate.guidance": 2.0},
+        {"evaluate.exam": 64},
+        {"recover.per": "expert"},
         {"recover.caption_dropout": 0.0},
         {"recover.weights": {"denoising": 0.01, "distillation": 0.0, "blocks": 0.5}},
         {"adapt.steps": 5},

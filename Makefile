@@ -40,8 +40,8 @@ benchmark: install ## one seed of the core table on the embedded model, and its 
 	$(BIN)/aptp report runs/core --out runs/core/report
 
 benchmark-full: install ## every comparison of docs/question.md, five seeds: days on two cores, goes on where it stopped
-	$(BIN)/aptp sweep benchmarks/experiments/full.yaml --out runs/full --results benchmarks/results/full
-	$(MAKE) report
+	$(BIN)/aptp sweep benchmarks/experiments/full.yaml --out runs/full --results benchmarks/results/full; \
+		status=$$?; $(MAKE) report && exit $$status
 
 report: install ## remake the published report from the results that are kept
 	$(BIN)/aptp report benchmarks/results/full/*.json --mixed --out docs/report

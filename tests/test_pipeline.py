@@ -59,8 +59,11 @@ def test_a_route_tells_the_cost_of_its_expert(pipe: RoutedPipeline, finished, pr
         assert route.margin >= 0
 
 
-def test_pictures_come_in_the_order_asked_and_each_stands_alone(pipe: RoutedPipeline, finished) -> None:
-    asked = [text for texts in finished.record.routing["examples"].values() for text in texts[:2]]
+def test_pictures_come_in_the_order_asked_and_each_stands_alone(pipe: RoutedPipeline, prompts: list[str]) -> None:
+    of: dict[int, list[str]] = {}
+    for route in pipe.route(prompts):
+        of.setdefault(route.expert, []).append(route.prompt)
+    asked = [text for texts in of.values() for text in texts[:2]]
     assert len(asked) == 6
     seeds = [7, 8, 9, 10, 11, 12]
     together = pipe(asked, seed=seeds, **DRAWING)

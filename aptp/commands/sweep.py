@@ -63,6 +63,8 @@ def sweep(
 
         found = cells(_asked(file, given, preset, config, assignments or []), default_host())
         check_folders(found, folder)
+        if results is not None and results.exists() and not results.is_dir():
+            raise RequestError(f"--results {str(results)!r} is a file; name a folder.")
         table = Table.open(found, folder, results)
     if dry_run:
         _list(table)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import sparse
 from scipy.optimize import linprog
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def least_error(errors: Float[Tensor, "pictures experts"], costs: Float[Tensor, 
     """
     count, experts = errors.shape
     scale = float(errors.max()) or 1.0
-    each = np.kron(np.eye(count), np.ones(experts))
+    each = sparse.kron(sparse.eye(count), np.ones((1, experts)))
     cost = np.tile(costs.numpy(), count)[None]
     if not math.isfinite(scale):
         return math.nan

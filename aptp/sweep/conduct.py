@@ -54,7 +54,7 @@ def conduct(
     """Bring every cell to an end in its folder under `folder`, `jobs` at a time; `watch` is shown the table as it goes.
 
     Runs that are finished are left alone; interrupted, failed and refused ones are tried again, and go on where they
-    stopped. In `results`, if given, finished runs leave copies of their records, and what lies there is not run again.
+    stopped. In `results`, if given, runs leave copies of their records, and what lies there as done is not run again.
     `OMP_NUM_THREADS` shares the cores among the runs, unless the environment has it.
 
     Raises:
@@ -177,7 +177,7 @@ def _alone(folder: Path) -> Iterator[int]:
 
 def _keep(entries: list[Entry], results: Path | None) -> None:
     for entry in entries if results else ():
-        if entry.finished():
+        if entry.finished() or (entry.status == "failed" and entry.record()):
             keep(entry, results)
 
 

@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from aptp.config import RunConfig
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import write_text
 from aptp.core.record import Record
@@ -45,17 +44,16 @@ class Entry(BaseModel):
 
 
 def keep(entry: Entry, results: Path) -> None:
-    """Leave a copy of a finished run's record in a folder of results, under the name of the run."""
+    """Leave a copy of a run's record, done or failed, in a folder of results, under the name of the run."""
     Record.load(Path(entry.folder) / "record.json").save(results / f"{entry.name}.json")
 
 
 def _kept(cell: Cell, results: Path) -> bool:
     try:
         record = Record.load(results / f"{cell.name}.json")
-        same = RunConfig.model_validate(record.config).to_yaml() == cell.config.to_yaml()
-    except (RequestError, ValidationError):
+    except RequestError:
         return False
-    return record.status == "done" and same
+    return record.status == "done" and record.config == cell.config.model_dump(mode="json")
 
 
 class Table(BaseModel):

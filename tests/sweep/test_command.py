@@ -87,6 +87,13 @@ def test_flags_are_a_grid(conductor: Conductor) -> None:
     assert Path("runs/sweep", first.name, "record.json").is_file()
 
 
+def test_results_are_kept_in_a_folder(conductor: Conductor) -> None:
+    Path("kept").write_text("")
+    result = invoke("--seed", "0", "--results", "kept")
+    assert result.exit_code == 2
+    assert "--results 'kept' is a file" in result.stderr
+
+
 def test_a_file_is_a_sweep_named_after_it(conductor: Conductor) -> None:
     Path("mine.yaml").write_text("base: {search: {steps: 9}}\ngrid: {seed: [0]}\nruns: [{name: a}]\n")
     assert invoke("mine.yaml", "--set", "search.batch=5").exit_code == 0

@@ -13,7 +13,10 @@ from aptp.plugins.routers._clusters import Clusters
 
 
 class RandomCodesRouter(Router):
-    """Codes drawn by the seed, spread in capacity, and calibrated to the budget; a prompt goes to its nearest cluster.
+    """Codes drawn by the seed around the start of the search, spread in capacity, and calibrated to the budget.
+
+    A prompt goes to its nearest cluster. With a start from a pruner's scores, the codes are that pruner's with noise;
+    without one (`search.start: null`) they are random altogether.
 
     It has no parameters, so the search trains nothing. Its routes are those of `kmeans`, because they cost no search
     either: with routes by a hash, a learned router could win by sending like prompts to one expert, which recovery

@@ -80,13 +80,16 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
-def reach(low: float | None, high: float | None) -> str:
-    """The ends of an interval of differences, both to as many places as the larger one takes."""
-    if low is None or high is None:
-        return NOTHING
-    size = max(abs(low), abs(high))
+def alike(*values: float) -> list[str]:
+    """Signed values, all to as many places as the largest takes for three digits."""
+    size = max(map(abs, values))
     places = max(0, 2 - math.floor(math.log10(size))) if size else 0
-    return " to ".join(f"{'−' if end < 0 else '+'}{abs(end):,.{places}f}" for end in (low, high))
+    return [f"{'−' if value < 0 else '+'}{abs(value):,.{places}f}" for value in values]
+
+
+def reach(low: float | None, high: float | None) -> str:
+    """The ends of an interval of differences."""
+    return NOTHING if low is None or high is None else " to ".join(alike(low, high))
 
 
 def headline(record: Record) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aptp.report.comparison.charts import shown
-from aptp.report.comparison.gathering import Comparison, Setting, Trial
+from aptp.report.comparison.trials import Comparison, Setting, Trial
 from aptp.report.pictures import SMALL, Gallery, Shown, embedded, read_gallery
 from aptp.report.wording import percent
 

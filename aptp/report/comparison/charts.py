@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from aptp.report.comparison.gathering import Comparison, Setting
 from aptp.report.comparison.intervals import Interval, interval
 from aptp.report.comparison.methods import Method
+from aptp.report.comparison.tables import ranked
+from aptp.report.comparison.trials import Comparison, Setting
 from aptp.report.drawing import BLUE, INK, MUTED, ORANGE, RULE, VERMILLION, Picture, draw
 from aptp.report.measures import Measure
 from aptp.report.wording import listed, number, percent
@@ -192,7 +193,7 @@ def _legend(figure: Figure) -> None:
     entries: dict[str, Any] = {}
     for each in figure.axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            entries.setdefault(label, handle[0])  # without the bars
     if entries:
         figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=4, fontsize=8.5)
 
@@ -201,7 +202,7 @@ def differences_picture(comparison: Comparison, setting: Setting) -> Picture | N
     """Each method's paired difference to the reference with its interval, a panel a measure; needs two seeds."""
     reference = comparison.reference
     measures = [m for m in comparison.measures if m.less is not None][:PANELS]
-    methods = [m for m in comparison.methods(setting) if m != reference]
+    methods = [m for m in ranked(comparison, setting) if m != reference]
     known = {
         (method, m.key): found
         for method in methods

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aptp.report.comparison.gathering import Comparison, Setting
 from aptp.report.comparison.intervals import LEVEL, Interval, Standing, interval, standing
 from aptp.report.comparison.methods import Method
-from aptp.report.comparison.verdict import plus_minus, setting_title
+from aptp.report.comparison.phrases import plus_minus, setting_title
+from aptp.report.comparison.trials import Comparison, Setting
 from aptp.report.measures import Measure
 from aptp.report.wording import listed, number, percent, plural, reach, signed
 

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from aptp.report.comparison.charts import shown
-from aptp.report.comparison.gathering import Comparison, Setting, Trial
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.tables import by_cost, load_of
+from aptp.report.comparison.trials import Comparison, Setting, Trial
 from aptp.report.drawing import BLUE, LOAD, RULE, VERMILLION, Picture, draw, heat_map
 from aptp.report.routing import column_shades, frame_diagonal
 from aptp.report.wording import listed, number, percent

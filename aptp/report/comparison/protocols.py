@@ -61,6 +61,13 @@ def differing(protocols: Sequence[Protocol]) -> list[str]:
     return [key for key in keys if len({table.get(key) for table in tables}) > 1]
 
 
+def differences_of(protocols: Mapping[str, Protocol]) -> list[tuple[str, dict[str, str]]]:
+    """In what protocols differ: names, and the value for each letter."""
+    tables = {letter: dict(protocol) for letter, protocol in protocols.items()}
+    keys = differing(list(protocols.values()))
+    return [(key, {letter: table.get(key, "–") for letter, table in tables.items()}) for key in keys]
+
+
 def check_one(protocols: Mapping[Protocol, str]) -> None:
     """Raise `RequestError` where there are several; `protocols` gives a run that follows each."""
     if len(protocols) < 2:
@@ -68,8 +75,10 @@ def check_one(protocols: Mapping[Protocol, str]) -> None:
     keys = differing(list(protocols))
     said = []
     for key in keys[:SHOWN]:
-        runs = {dict(protocol).get(key, "not said"): run for protocol, run in reversed(protocols.items())}
-        said.append(f"{key} ({', '.join(f'{value} in {run!r}' for value, run in reversed(runs.items()))})")
+        runs: dict[str, str] = {}
+        for protocol, run in protocols.items():
+            runs.setdefault(dict(protocol).get(key, "not said"), run)
+        said.append(f"{key} ({', '.join(f'{value} in {run!r}' for value, run in runs.items())})")
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     raise RequestError(
         f"the runs follow {len(protocols)} protocols, which differ in {'; '.join(said)}{more}; compare runs of one, "

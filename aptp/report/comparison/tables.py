@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aptp.core.record import Expert
-from aptp.report.comparison.gathering import Comparison, Setting, Trial, differences_of
 from aptp.report.comparison.intervals import Interval, interval, standing
 from aptp.report.comparison.methods import Method
-from aptp.report.comparison.verdict import FEWER, ROUTED, SINGLE, Verdict, plus_minus, setting_title, unit_of
+from aptp.report.comparison.phrases import plus_minus, setting_title, unit_of
+from aptp.report.comparison.protocols import differences_of
+from aptp.report.comparison.trials import Comparison, Setting, Trial
+from aptp.report.comparison.verdict import FEWER, ROUTED, SINGLE, Verdict
 from aptp.report.measures import LATENCY, Measure
 from aptp.report.tables import LATENCY_BATCH, Cell, Head
-from aptp.report.wording import NOTHING, amount, duration, number, percent, reach, signed
+from aptp.report.wording import NOTHING, alike, amount, duration, number, percent
 
 COST = Measure("cost", "cost", "of dense", True, lambda result: result.fraction)
 TIME = Measure("time", "time", "of dense, same run", True, lambda result: None)
-
-
+"""Known only beside the dense row of its run, so to trials and not to results."""
 SORTS = (SINGLE, ROUTED, FEWER)
+"""Of what the short table names the best."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def core_table(comparison: Comparison, setting: Setting) -> Grid:
         Head("latency", "↓", [f"{LATENCY_BATCH} inputs", "of dense, same run"]),
         *(_head(comparison, setting, measure) for measure in measures),
     ]
-    methods = _ranked(comparison, setting)
+    methods = ranked(comparison, setting)
     best = {m.key: _best(comparison, setting, methods, m) for m in [LATENCY, *measures]}
     rows = []
     for method in methods:
@@ -107,7 +109,7 @@ def _what(comparison: Comparison, setting: Setting, method: Method) -> str:
     return f"{said}, reference" if method == comparison.reference else said
 
 
-def _ranked(comparison: Comparison, setting: Setting) -> list[Method]:
+def ranked(comparison: Comparison, setting: Setting) -> list[Method]:
     """The dense model first, then the pruned, from the best of the deciding measure."""
     methods = comparison.methods(setting)
     if (measure := comparison.primary) is None:
@@ -160,7 +162,7 @@ def _figure(comparison: Comparison, setting: Setting, method: Method, measure: M
 def differences_table(comparison: Comparison, setting: Setting, methods: list[Method] | None = None) -> Grid | None:
     """Each method against the reference, seed by seed; `None` where there is nobody to compare with it."""
     reference = comparison.reference
-    others = [m for m in (methods or _ranked(comparison, setting)) if m != reference]
+    others = [m for m in (methods or ranked(comparison, setting)) if m != reference]
     if not others or not comparison.seeds(setting, reference):
         return None
     measures = [COST, TIME, *comparison.measures]
@@ -178,20 +180,17 @@ def _difference(comparison: Comparison, setting: Setting, method: Method, measur
     apart = comparison.difference(setting, method, comparison.reference, measure.key)
     if apart is None or (method.kind == "dense" and measure.key == "teacher_error"):
         return Cell(NOTHING)
-    share = measure in (COST, TIME)
-    text = _points(apart.mean) if share else signed(apart.mean)
-    if apart.half is None:
-        return Cell(text, "one seed")
-    span = f"{_points(apart.low)} to {_points(apart.high)}" if share else reach(apart.low, apart.high)
-    if measure.less is None:
-        return Cell(text, span)
-    found = standing(apart, measure.less)
-    return Cell(f"{text} {found}" if found != "open" else text, span, found != "open")
+    texts = _points if measure in (COST, TIME) else alike
+    if apart.low is None or apart.high is None:
+        return Cell(texts(apart.mean)[0], "one seed")
+    mean, low, high = texts(apart.mean, apart.low, apart.high)
+    found = "open" if measure.less is None else standing(apart, measure.less)
+    return Cell(mean if found == "open" else f"{mean} {found}", f"{low} to {high}", found != "open")
 
 
-def _points(value: float | None) -> str:
-    """A difference of shares, in percent of dense."""
-    return NOTHING if value is None else f"{'−' if value < 0 else '+'}{abs(100 * value):.1f}%"
+def _points(*shares: float) -> list[str]:
+    """Differences of shares, in percent of dense."""
+    return [f"{'−' if share < 0 else '+'}{abs(100 * share):.1f}%" for share in shares]
 
 
 def ablation_table(comparison: Comparison, setting: Setting) -> Grid | None:

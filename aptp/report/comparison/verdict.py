@@ -8,12 +8,15 @@ from itertools import combinations
 
 import numpy as np
 
-from aptp.report.comparison.gathering import Comparison, Setting
-from aptp.report.comparison.intervals import Interval, interval, paired, standing
+from aptp.report.comparison.intervals import interval, paired, standing
 from aptp.report.comparison.methods import Method
+from aptp.report.comparison.phrases import plus_minus, setting_title
+from aptp.report.comparison.trials import Comparison, Setting
 from aptp.report.measures import Measure
 from aptp.report.wording import NOTHING, listed, number, percent, plural, reach
 
+FEWER, SINGLE, ROUTED = "dense, fewer steps", "single model", "routed method"
+"""The sorts of candidates, from the simplest."""
 FEW_SEEDS = 5
 """Under this many seeds an interval is called wide."""
 
@@ -38,10 +41,6 @@ class Candidate:
         return NOTHING if found is None else plus_minus(found)
 
 
-FEWER, SINGLE, ROUTED = "dense, fewer steps", "single model", "routed method"
-"""The sorts of candidates, from the simplest."""
-
-
 @dataclass
 class Verdict:
     """What one setting says. `advice` is one sentence, `choice` its gist; `reasons` are sentences with the figures."""
@@ -54,23 +53,6 @@ class Verdict:
     candidates: list[Candidate] = field(default_factory=list)
     difference: str = NOTHING
     """Best single model against best routed method."""
-
-
-def plus_minus(found: Interval) -> str:
-    """A mean and half its interval."""
-    return number(found.mean) if found.half is None else f"{number(found.mean)} ± {number(found.half, 2)}"
-
-
-def setting_title(comparison: Comparison, setting: Setting) -> str:
-    """A setting as a heading."""
-    protocol = f", protocol {setting.letter}" if comparison.mixed else ""
-    return f"{percent(setting.budget, 0)} of the dense {unit_of(comparison)}{protocol}"
-
-
-def unit_of(comparison: Comparison) -> str:
-    """What the budget counts."""
-    budget = next((s.record.budget for s in comparison.sources if s.record.budget), None)
-    return budget.unit if budget else "cost"
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
@@ -100,7 +82,7 @@ def verdict(comparison: Comparison, setting: Setting) -> Verdict:
     ):
         if method:
             series = comparison.series(setting, method, measure.key)
-            candidates.append(Candidate(comparison.label(setting, method), what, simple, series))
+            candidates.append(Candidate(method.name, what, simple, series))
     if not candidates:
         nobody = f"No method at this cost has a {measure.label}."
         return Verdict(setting, title, "nothing at this cost", nobody, _left_out(comparison, setting, measure))
@@ -242,8 +224,8 @@ def _others(
             continue
         found = standing(apart, measure.less)
         who = {
-            "better": f"{comparison.label(setting, single)} is ahead",
-            "worse": f"{comparison.label(setting, routed)} is ahead",
+            "better": f"{single.name} is ahead",
+            "worse": f"{routed.name} is ahead",
             "open": "nothing is shown",
         }
         said.setdefault(who[found], []).append(measure.label)
@@ -261,10 +243,10 @@ def _left_out(comparison: Comparison, setting: Setting, measure: Measure) -> lis
     ]
     said = []
     if off:
-        costs = [f"{comparison.label(setting, m)} ({percent(comparison.mean(setting, m, 'cost'))})" for m in off]
+        costs = [f"{m.name} ({percent(comparison.mean(setting, m, 'cost'))})" for m in off]
         said.append(f"Not at this cost, and so not chosen from: {listed(costs)}.")
     if few:
-        names = listed([comparison.label(setting, m) for m in few])
+        names = listed([m.name for m in few])
         said.append(f"With fewer seeds than others, and so not chosen from: {names}.")
     return said
 

@@ -17,9 +17,11 @@ from aptp.core.files import write_text
 from aptp.report.comparison import charts, maps, tables
 from aptp.report.comparison.album import album
 from aptp.report.comparison.claims import claims
-from aptp.report.comparison.gathering import Comparison, Setting, Trial, differences_of
 from aptp.report.comparison.intervals import LEVEL, Interval
-from aptp.report.comparison.verdict import setting_title, unit_of, verdicts
+from aptp.report.comparison.phrases import setting_title, unit_of
+from aptp.report.comparison.protocols import differences_of
+from aptp.report.comparison.trials import Comparison, Setting, Trial
+from aptp.report.comparison.verdict import verdicts
 from aptp.report.wording import listed, moment, percent, plural
 from aptp.report.wording import protocol as recovery_steps
 
@@ -75,6 +77,7 @@ def _contents(comparison: Comparison, command: str) -> dict[str, Any]:
         else "Methods named after a setting are left out.",
         "ablations": [grid for setting in settings if (grid := tables.ablation_table(comparison, setting))],
         "main": setting_title(comparison, main),
+        "main_budget": f"{percent(main.budget, 0)} of the dense {unit_of(comparison)}",
         "experts": tables.experts_table(comparison, main),
         "experts_picture": maps.experts_picture(comparison, main),
         "kinds": maps.kinds_picture(comparison, main),

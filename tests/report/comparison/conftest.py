@@ -16,8 +16,9 @@ from aptp.config import RunConfig, layered
 from aptp.core.files import write_json
 from aptp.core.record import Budget, Expert, Record, Result
 from aptp.host import default_host
-from aptp.report.comparison.gathering import Comparison, gather
+from aptp.report.comparison.gathering import gather
 from aptp.report.comparison.sources import Source
+from aptp.report.comparison.trials import Comparison
 
 KINDS = ("plain", "shape", "pair", "pattern", "word")
 HOSTILE = "<script>alert('a & b')</script> on $red$"

@@ -7,9 +7,10 @@ import pytest
 
 from aptp.core.errors import RequestError
 from aptp.core.record import Record
-from aptp.report.comparison.gathering import Comparison, Setting, gather
+from aptp.report.comparison.gathering import gather
 from aptp.report.comparison.intervals import interval
 from aptp.report.comparison.sources import Failure, Source, read_source, united
+from aptp.report.comparison.trials import Comparison, Setting
 from aptp.report.comparison.verdict import verdict
 
 MAIN = Setting("A", 0.66)

@@ -6,7 +6,8 @@ import pytest
 
 from aptp.core.record import Record
 from aptp.report.comparison.claims import Claim, claims
-from aptp.report.comparison.gathering import Comparison, Setting, gather
+from aptp.report.comparison.gathering import gather
+from aptp.report.comparison.trials import Comparison, Setting
 from aptp.report.comparison.verdict import dense_at, verdict, verdicts
 
 MAIN = Setting("A", 0.66)

@@ -16,9 +16,10 @@ import pytest
 from aptp.core.files import write_text
 from aptp.core.record import Record
 from aptp.report.comparison.album import album
-from aptp.report.comparison.gathering import Comparison, gather
+from aptp.report.comparison.gathering import gather
 from aptp.report.comparison.sources import Failure, Source
 from aptp.report.comparison.tables import ablation_table, core_table, training_table
+from aptp.report.comparison.trials import Comparison
 from aptp.report.comparison.writing import write_comparison
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

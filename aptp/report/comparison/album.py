@@ -26,7 +26,9 @@ class Column:
     folders: list[Path | None]
 
     def picture(self, file: str) -> Path | None:
-        return next((folder / file for folder in self.folders if folder and (folder / file).is_file()), None)
+        """The file in the first folder that has it; a link is not followed, so that a page shows what its runs hold."""
+        places = [folder / file for folder in self.folders if folder]
+        return next((place for place in places if place.is_file() and not place.is_symlink()), None)
 
 
 def album(comparison: Comparison, setting: Setting) -> tuple[Gallery | None, str]:

@@ -25,6 +25,8 @@ UNNAMED = {"seed", "device", "compare", "model", "budget.target"}
 """Settings that are coordinates of a figure, or no part of the method."""
 ASIDE = ("prepare.", "evaluate.", "data.", "metrics", "budget.")
 """Starts of the names of settings that say what is measured, and on what."""
+ONCE = {"search.start": "null", "evaluate.exam": "128"}
+"""What the lack of a key meant before it existed, where its part of the configuration is there."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,31 @@ def text(value: Any) -> str:
 
 
 def config_of(record: Record, result: Result) -> Flat:
-    """The configuration of a row: the run's own, or that of a static pruner that ran beside. Defaults are filled in."""
+    """The configuration of a row: the run's own, or that of a static pruner that ran beside.
+
+    What it lacks is filled in: as it once was where that is known, else by today's default. A static pruner has no
+    search, and so no settings of one.
+    """
     config = {**record.config}
     beside = next((c for c in config.get("compare") or [] if _name(c) == result.name), None)
     if beside is not None:
         config["pruner"] = beside
-    if config.get("pruner") is not None:
+    alone = config.get("pruner") is not None
+    if alone:
         config |= {"router": None, "balancer": None, "experts": None}
-    return {**_defaults(), **flat({key: value for key, value in config.items() if value is not None})}
+    parts = {key: value for key, value in config.items() if value is not None}
+    found = {**_defaults(), **_once(parts), **flat(parts)}
+    return {key: value for key, value in found.items() if not (alone and key.startswith("search."))}
+
+
+def _once(config: Mapping[str, Any]) -> Flat:
+    """What a configuration that was written before some of its keys existed meant by their absence."""
+    found = {}
+    for name, value in ONCE.items():
+        part, _, key = name.partition(".")
+        if isinstance(config.get(part), Mapping) and key not in config[part]:
+            found[name] = value
+    return found
 
 
 def _name(choice: Any) -> str:

@@ -227,3 +227,15 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(RequestError, match="is not the record of a run"):
         read_source(tmp_path / "x.json")
+
+
+def test_a_key_that_an_older_record_lacks_means_what_it_meant_then(make: SimpleNamespace) -> None:
+    new, old, single = make.record(0), make.record(1), make.record(1, pruner="taylor")
+    for record in (old, single):
+        del record.config["search"]["start"], record.config["evaluate"]["exam"]
+    found = gather(make.sources(new, make.record(1), old, single))
+    assert names(found)[-3:] == ["contrastive", "contrastive, search.start=null", "taylor"]
+    assert {row.config["evaluate.exam"] for row in found.rows} == {"128"}
+    bare = make.record(1)
+    del bare.config["search"]
+    assert names(gather(make.sources(new, bare)))[-1] == "contrastive"

@@ -45,7 +45,7 @@ def report(
     folder = out or OUT
     _check_out(folder)
     with checking():
-        sources, failures, warnings = _read(runs)
+        sources, failures, warnings = _read(runs, folder)
     with working("the report", debug):
         from aptp.report.comparison.gathering import gather
         from aptp.report.comparison.writing import write_comparison
@@ -66,8 +66,10 @@ def _check_out(folder: Path) -> None:
         )
 
 
-def _read(paths: list[Path]) -> tuple[list[Source], list[Failure], list[str]]:
+def _read(paths: list[Path], out: Path) -> tuple[list[Source], list[Failure], list[str]]:
     """The finished runs that are named, the failed ones, and what is to be said of the rest.
+
+    A folder of a comparison, such as `out` from last time, is passed over: it lies where `runs/*` names it.
 
     Raises:
         RequestError: for what is no run or no sweep, a run that is not finished, and one that is named twice.
@@ -87,10 +89,16 @@ def _read(paths: list[Path]) -> tuple[list[Source], list[Failure], list[str]]:
                 warnings.append(f"runs of {str(path)!r} that are not finished are left out: {', '.join(unfinished)}.")
             if absent := [name for name in elsewhere if name not in {other.stem for other in paths}]:
                 warnings.append(f"runs of {str(path)!r} that were done elsewhere are left out: {', '.join(absent)}.")
-        else:
+        elif not _is_comparison(path, out):
             found.append(read_source(path))
     failures = [each for each in found if isinstance(each, Failure)]
     return united([each for each in found if not isinstance(each, Failure)]), failures, warnings
+
+
+def _is_comparison(path: Path, out: Path) -> bool:
+    """Whether a folder is the one to write into, or holds a comparison and no run."""
+    known = path.is_dir() and path.resolve() == out.resolve()
+    return (known or (path / "report.json").is_file()) and not (path / "record.json").exists()
 
 
 def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str], list[str]]:
@@ -106,6 +114,8 @@ def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str], list[s
     found: list[Source | Failure] = []
     unfinished, elsewhere = [], []
     for entry in table.runs:
+        if (folder / entry.name).resolve().parent != folder.resolve():
+            raise RequestError(f"{str(file)!r} names a run {entry.name!r}, which is no folder of the sweep.")
         if entry.status == "done" and not (folder / entry.name).exists():
             elsewhere.append(entry.name)
         elif entry.status == "done":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aptp.core.errors import RequestError, gist
 from aptp.core.record import Record
+from aptp.report.comparison.shape import check_shape
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,13 @@ class Source:
     name: str
     record: Record
     folder: Path | None = None
+
+    def path(self, relative: str) -> Path | None:
+        """Where something lies in the run directory; `None` without one, and for what lies or leads out of it."""
+        if self.folder is None:
+            return None
+        found = (self.folder / relative).resolve()
+        return found if found.is_relative_to(self.folder.resolve()) else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,8 @@ def read_source(path: Path) -> Source | Failure:
     """The run in a folder, or the one whose record is in a JSON file.
 
     Raises:
-        RequestError: if there is no record, or it is of a run that is not finished.
+        RequestError: if there is no record, it is of a run that is not finished, or its parts are not what they are
+            called.
     """
     folder = path if path.is_dir() else None
     file = path / "record.json" if folder else path
@@ -42,6 +51,7 @@ def read_source(path: Path) -> Source | Failure:
         return Failure(str(path), gist(ValueError(record.error or "no reason was recorded")))
     if record.status == "running" or not record.results:
         raise RequestError(f"the run {str(path)!r} is not finished; go on with it by --resume, or leave it out.")
+    check_shape(record, file)
     return Source(str(path), record, folder)
 
 

@@ -95,6 +95,34 @@ def test_a_run_of_a_sweep_that_was_done_elsewhere_comes_from_its_record() -> Non
     assert [run["name"] for run in told("out")["runs"]] == ["a", "results/b.json"]
 
 
+def test_a_sweep_has_no_runs_outside_its_folder() -> None:
+    Path("home").mkdir()
+    sweep(**{"../a": "done"})
+    Path("sweep.json").rename("home/sweep.json")
+    assert "names a run '../a', which is no folder of the sweep" in refusal("home")
+
+
+def test_a_comparison_among_the_runs_is_passed_over() -> None:
+    for _ in range(2):
+        assert invoke("a", "b", *map(str, Path("runs").glob("*"))).exit_code == 0
+    assert [run["name"] for run in told("runs/report")["runs"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("config", {"evaluate": None}, "config.evaluate: "),
+        ("routing", {"hardness": {"low": 0.1}}, "routing.hardness.spearman: "),
+        ("routing", {"cross": {"teacher_error": [[0.1, None]]}}, "routing.cross.teacher_error: 4 rows of 4"),
+    ],
+)
+def test_a_record_whose_parts_are_wrong_is_refused_by_name(part: str, value: dict, said: str) -> None:
+    record = json.loads(Path("a/record.json").read_text())
+    record[part] |= value
+    Path("a/record.json").write_text(json.dumps(record))
+    assert f"'a/record.json' is not the record of a run: {said}" in refusal("a", "b")
+
+
 def test_a_failed_run_is_counted_and_named() -> None:
     Record(status="failed", error="ValueError: boom", started="", config={}, versions={}, hardware={}).save(
         "d/record.json"

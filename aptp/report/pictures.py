@@ -45,9 +45,11 @@ def read_gallery(folder: Path) -> dict[str, Any]:
     """`prompts` and `columns` of the gallery in a run directory, both empty where there is none."""
     try:
         gallery = json.loads((folder / "gallery/gallery.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
+        gallery = None
+    if not isinstance(gallery, dict):
         gallery = {}
-    return {"prompts": gallery.get("prompts", []), "columns": gallery.get("columns", [])}
+    return {key: found if isinstance(found := gallery.get(key), list) else [] for key in ("prompts", "columns")}
 
 
 def gallery_of(run: Run) -> Gallery | None:
@@ -62,10 +64,11 @@ def gallery_of(run: Run) -> Gallery | None:
         shown: list[Shown | None] = []
         for column in columns:
             path = (run.folder / column["folder"] / f"{place:03d}.png").resolve()
-            if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
+            found = embedded(path) if path.is_relative_to(run.folder.resolve()) else None
+            if found is None:
                 shown.append(None)
                 continue
-            source, side = embedded(path)
+            source, side = found
             largest = max(largest, side)
             routed = "expert" in column and column["expert"] == prompt.get("expert")
             alt = f"{column['name']}: {prompt['prompt']}" + (" (routed here)" if routed else "")
@@ -80,13 +83,20 @@ def _cost_of(run: Run, name: str) -> str:
     return next((percent(r.fraction) for r in run.record.results if r.name == name), "")
 
 
-def embedded(path: Path, largest: int = LARGEST) -> tuple[str, int]:
-    """A picture as a data URI, and its longer side in pixels; one that is not small is reduced to `largest`."""
-    with Image.open(path, formats=["PNG"]) as picture:
-        side = max(picture.size)
-        if side <= SMALL:
-            return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), side
-        smaller = picture.convert("RGB")
+def embedded(path: Path, largest: int = LARGEST) -> tuple[str, int] | None:
+    """A picture as a data URI, and its longer side in pixels; one that is not small is reduced to `largest`.
+
+    `None` for one that is missing or cannot be read.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()
+            side = max(picture.size)
+            if side <= SMALL:
+                return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), side
+            smaller = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
     smaller.thumbnail((largest, largest))
     file = io.BytesIO()
     smaller.save(file, format="JPEG", quality=88)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aptp.report.comparison.charts import shown
+from aptp.report.comparison.sources import Source
 from aptp.report.comparison.trials import Comparison, Setting, Trial
 from aptp.report.pictures import SMALL, Gallery, Shown, embedded, read_gallery
 from aptp.report.wording import percent
@@ -23,12 +23,13 @@ class Column:
 
     name: str
     cost: str
-    folders: list[Path | None]
+    folders: list[tuple[Source, str]]
+    """Runs, and folders relative to their own."""
 
-    def picture(self, file: str) -> Path | None:
-        """The file in the first folder that has it; a link is not followed, so that a page shows what its runs hold."""
-        places = [folder / file for folder in self.folders if folder]
-        return next((place for place in places if place.is_file() and not place.is_symlink()), None)
+    def picture(self, file: str) -> tuple[str, int] | None:
+        """The first that can be read and does not lead out of its run, and its longer side."""
+        paths = (source.path(f"{folder}/{file}") for source, folder in self.folders)
+        return next((found for path in paths if path and (found := embedded(path, LARGEST))), None)
 
 
 def album(comparison: Comparison, setting: Setting) -> tuple[Gallery | None, str]:
@@ -41,7 +42,7 @@ def album(comparison: Comparison, setting: Setting) -> tuple[Gallery | None, str
         return None, "No run directory with pictures is at hand; they are not part of the records."
     first, prompts = found
     rows_of_seed = [row for row in comparison.rows if (row.letter, row.seed) == (setting.letter, first.seed)]
-    columns = [Column("real", "", [_folder(row, "samples/real") for row in rows_of_seed])]
+    columns = [Column("real", "", [(row.source, "samples/real") for row in rows_of_seed])]
     for method in [*comparison.methods(setting, "dense"), *shown(comparison)]:
         mine = [
             row
@@ -50,17 +51,17 @@ def album(comparison: Comparison, setting: Setting) -> tuple[Gallery | None, str
         ]
         if mine:
             cost = percent(mine[0].figures["cost"]) if method.base != "dense" else ""
-            folders = [_folder(row, row.result.samples) for row in mine]
+            folders = [(row.source, row.result.samples) for row in mine if row.result.samples]
             columns.append(Column(comparison.label(setting, method), cost, folders))
     rows, largest = [], 0
     for prompt in prompts:
         pictures: list[Shown | None] = []
         for column in columns:
-            path = column.picture(f"{prompt['seed']:03d}.png")
-            if path is None:
+            found_picture = column.picture(f"{prompt['seed']:03d}.png")
+            if found_picture is None:
                 pictures.append(None)
                 continue
-            source, side = embedded(path, LARGEST)
+            source, side = found_picture
             largest = max(largest, side)
             pictures.append(Shown(source, f"{column.name}: {prompt['prompt']}", routed=False))
         rows.append((prompt, pictures))
@@ -79,10 +80,17 @@ def _prompts(comparison: Comparison, setting: Setting) -> tuple[Trial, list[dict
     """The first trial whose run has a gallery, and its prompts, a few of each kind in turn."""
     for method in comparison.methods(setting):
         for trial in comparison.runs(setting, method) if method.kind != "dense" else ():
-            prompts = read_gallery(trial.source.folder)["prompts"] if trial.source.folder else []
-            if prompts:
+            known = trial.source.path("gallery/gallery.json")
+            prompts = read_gallery(trial.source.folder)["prompts"] if trial.source.folder and known else []
+            if prompts := [prompt for prompt in prompts if _is_prompt(prompt)]:
                 return trial, _in_turn(prompts)
     return None
+
+
+def _is_prompt(entry: Any) -> bool:
+    """Whether an entry of a gallery says what the album needs: another program may have written it."""
+    wanted = {"prompt": str, "seed": int, "kind": str | None}
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), type_) for key, type_ in wanted.items())
 
 
 def _in_turn(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,11 +100,3 @@ def _in_turn(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     depth = max(map(len, kinds.values()))
     turns = [mine[turn] for turn in range(depth) for mine in kinds.values() if turn < len(mine)]
     return sorted(turns[:ROWS], key=prompts.index)
-
-
-def _folder(trial: Trial, relative: str | None) -> Path | None:
-    """A folder in a trial's run directory, where there is one and it does not lead out of it."""
-    if trial.source.folder is None or relative is None:
-        return None
-    folder = (trial.source.folder / relative).resolve()
-    return folder if folder.is_relative_to(trial.source.folder.resolve()) else None

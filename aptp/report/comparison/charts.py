@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from aptp.report.comparison.intervals import Interval, interval
 from aptp.report.comparison.methods import Method
@@ -26,6 +26,8 @@ PANELS = 4
 """Measures that a figure shows."""
 CROWD = 12
 """With more methods than this, a figure leaves out those that differ in a setting from the others."""
+FAR = 20
+"""Distances of which the largest is so many times the smallest get a logarithmic axis."""
 
 
 Point = tuple[Interval, Interval]
@@ -67,15 +69,30 @@ def shown(comparison: Comparison) -> list[Method]:
     methods = dict.fromkeys(m for s in comparison.settings for m in comparison.methods(s) if m.kind != "dense")
     if len(methods) <= CROWD:
         return list(methods)
-    return [m for m in methods if not m.settings or m == comparison.reference]
+    granularities: dict[tuple[str, ...], set[str | None]] = {}
+    for method in methods:
+        granularities.setdefault(_strategy(method), set()).add(dict(method.settings).get("granularity"))
+    alone = {strategy for strategy, used in granularities.items() if len(used) == 1}
+    plain = [m for m in methods if not (m.without("granularity") if _strategy(m) in alone else m).settings]
+    return [m for m in methods if m in plain or m == comparison.reference]
 
 
-def quality_picture(comparison: Comparison, across: str) -> Picture:
-    """Every measure against `across`, the cost or the time of a picture, in the protocol of the main setting."""
+def _strategy(method: Method) -> tuple[str, ...]:
+    """The pruner or the router: a granularity that is the only one used with it sets no method apart."""
+    return tuple(name for kind, name in method.strategies if kind in ("pruner", "router"))
+
+
+def quality_picture(comparison: Comparison, across: str) -> Picture | None:
+    """Every measure against `across`, the cost or the time of a picture, in the protocol of the main setting.
+
+    `None` where no measure's direction is known.
+    """
     letter = comparison.main.letter
     settings = [setting for setting in comparison.settings if setting.letter == letter]
     methods = [m for m in shown(comparison) if any(comparison.seeds(s, m) for s in settings)]
     look, measures = looks(methods), [m for m in comparison.measures if m.less is not None][:PANELS]
+    if not measures:
+        return None
     columns = min(2, len(measures))
     rows = -(-len(measures) // columns)
     what = "cost" if across == "cost" else "measured time"
@@ -97,11 +114,14 @@ def quality_picture(comparison: Comparison, across: str) -> Picture:
                 place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
                 axes.annotate("real pictures", (0, real), (3, 2), size=7.5, color=MUTED, **place)
             _frame(axes, measure)
-            if points and axes.get_yscale() == "linear":
+            if measure.less and _far_apart([y.mean for _, y in points]):
+                _logarithmic(axes, "y")
+                axes.set_ylim(min(y.mean for _, y in points) / 1.5, max(y.mean for _, y in points) * 1.5)
+            elif points and axes.get_yscale() == "linear":
                 axes.set_ylim(_limits([y for _, y in points]))
             axes.set_xlabel(f"{what} of a picture, % of dense")
             axes.tick_params(labelbottom=True)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}"))
+            axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
         if drawn:
             grid[0].set_xlim(_limits([x for x, _ in drawn]))
         _legend(figure)
@@ -151,6 +171,11 @@ def _dense(axes: Axes, comparison: Comparison, setting: Setting, across: str, me
     for method, (x, y) in points.items():
         axes.annotate(method.base.removeprefix("dense, "), (x.mean, y.mean), (-4, -9 if measure.less else 5), **place)
     return list(points.values())
+
+
+def _far_apart(values: Sequence[float]) -> bool:
+    """Whether one value would press the others together on a linear axis, and a logarithmic one can show them all."""
+    return bool(values) and min(values) > 0 and max(values) > FAR * min(values)
 
 
 def _limits(intervals: Sequence[Interval]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import Literal
 from aptp.report.comparison.intervals import LEVEL, Interval, Standing, interval, standing
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.phrases import plus_minus, setting_title
-from aptp.report.comparison.trials import Comparison, Setting
+from aptp.report.comparison.trials import EQUAL_COST, Comparison, Setting
 from aptp.report.measures import Measure
 from aptp.report.wording import listed, number, percent, plural, reach, signed
 
@@ -109,7 +109,7 @@ def _ahead(
         question,
         "no" if "no" in answers else "yes" if answers and set(answers) == {"yes"} else "not shown",
         f"Yes, if against each the {LEVEL:.0%} intervals of {names} exclude 0 in its favour{also}; no, if one of these "
-        f"excludes 0 against it. {remark}",
+        f"excludes 0 against it. The same cost is one within {percent(EQUAL_COST)} of the budget. {remark}",
         figures or [nobody],
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from aptp.report.comparison.charts import shown
 from aptp.report.comparison.methods import Method
@@ -46,7 +47,7 @@ def experts_picture(comparison: Comparison, setting: Setting) -> Picture | None:
             axes.set_title(comparison.label(setting, method), fontsize=8.5, wrap=True)
             axes.grid(color=RULE, lw=0.5)
             axes.set_xticks([0, 0.5, 1], ["0", "50", "100"])
-            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}")
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))  # with the decimals that the range needs
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("% of the prompts")
         for axes in grid.flatten()[len(methods) :]:

@@ -300,10 +300,12 @@ def training_table(comparison: Comparison, setting: Setting) -> Grid:
 
 def _disk_mb(trial: Trial) -> float | None:
     """Size of a trial's experts (10⁶ bytes), where its run directory is at hand."""
-    if (folder := trial.source.folder) is None:
+    source = trial.source
+    place = source.path("experts" if trial.own else f"baselines/{trial.result.name}/experts")
+    if source.folder is None or place is None:
         return None
-    place = folder if trial.own else folder / "baselines" / trial.result.name
-    files = [file for file in (place / "experts").rglob("*") if file.is_file()]
+    home = source.folder.resolve()
+    files = [f for f in place.rglob("*") if f.is_file() and f.resolve().is_relative_to(home)]
     return sum(file.stat().st_size for file in files) / 1e6 if files else None
 
 

@@ -13,7 +13,7 @@ from aptp.report.comparison.protocols import Protocol, named_differences
 from aptp.report.comparison.sources import Failure, Source
 from aptp.report.measures import Measure, method_of
 
-EQUAL_COST = 0.03
+EQUAL_COST = 0.015
 """Costs nearer to the budget than this share of it are equal to it."""
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,7 @@ from aptp.report.comparison.claims import claims
 from aptp.report.comparison.intervals import LEVEL, Interval
 from aptp.report.comparison.phrases import setting_title, unit_of
 from aptp.report.comparison.protocols import differences_of
-from aptp.report.comparison.trials import Comparison, Setting, Trial
+from aptp.report.comparison.trials import EQUAL_COST, Comparison, Setting, Trial
 from aptp.report.comparison.verdict import verdicts
 from aptp.report.wording import listed, moment, percent, plural
 from aptp.report.wording import protocol as recovery_steps
@@ -48,10 +49,16 @@ def write_comparison(comparison: Comparison, out: Path, command: str) -> Path:
 
 def _rendered(name: str, told: Mapping[str, Any], html: bool) -> str:
     environment = Environment(autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters["literal"] = _literal
     template = environment.from_string((files("aptp.report.comparison") / name).read_text(encoding="utf-8"))
     style = (files("aptp.report") / "page.css").read_text(encoding="utf-8") if html else ""
     return template.render(style=style, **told)
+
+
+def _literal(text: object) -> str:
+    """A text of which Markdown makes nothing, on one line."""
+    plain = " ".join(str(text).splitlines()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`\[|])", r"\\\1", plain)
 
 
 def _contents(comparison: Comparison, command: str) -> dict[str, Any]:
@@ -95,6 +102,7 @@ def _contents(comparison: Comparison, command: str) -> dict[str, Any]:
         "sources": [(source.name, moment(source.record.started)) for source in comparison.sources],
         "command": command,
         "level": f"{LEVEL:.0%}",
+        "tolerance": percent(EQUAL_COST),
         "mixed": comparison.mixed,
         "plural": plural,
     }

@@ -16,6 +16,7 @@ import pytest
 from aptp.core.files import write_text
 from aptp.core.record import Record
 from aptp.report.comparison.album import album
+from aptp.report.comparison.charts import _far_apart, quality_picture, shown
 from aptp.report.comparison.gathering import gather
 from aptp.report.comparison.sources import Failure, Source
 from aptp.report.comparison.tables import ablation_table, core_table, training_table
@@ -142,6 +143,46 @@ def test_pictures_come_from_any_run_that_holds_them(make: SimpleNamespace, tmp_p
     assert album(found, found.main) == (None, "The run directories hold no pictures of the evaluation prompts.")
 
 
+def test_what_leads_out_of_a_run_is_not_shown(make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = runs_with_folders(make, tmp_path, make.pair(1))
+    outside = tmp_path / "outside"
+    (outside / "experts").mkdir(parents=True)
+    (outside / "experts/weights").write_bytes(bytes(10**6))
+    runs[0].folder.joinpath("samples/dense/000.png").rename(outside / "000.png")
+    for run in runs:
+        for name in ("samples/dense/000.png", "samples/dense/002.png"):
+            (run.folder / name).unlink(missing_ok=True)
+            (run.folder / name).symlink_to(outside / "000.png")
+    (runs[0].folder / "experts/01").symlink_to(outside / "experts/weights")
+    found = gather(runs)
+    gallery, _ = album(found, found.main)
+    place = [name for name, _ in gallery.columns].index("dense")
+    assert [row[place] is None for _, row in gallery.rows] == [True, True, False, False, False]
+    assert {row[-1].text for row in training_table(found, found.main).rows} == {"2.5 MB"}
+
+
+def test_what_cannot_be_read_of_a_gallery_is_missing(make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = runs_with_folders(make, tmp_path, make.pair(1))
+    for path in tmp_path.rglob("samples/real/000.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    (runs[0].folder / "gallery/gallery.json").write_bytes(b"\xff")
+    (runs[1].folder / "gallery/gallery.json").write_text('{"prompts": [3, {"prompt": "x", "seed": 0}], "columns": 1}')
+    found = gather(runs)
+    gallery, _ = album(found, found.main)
+    assert [prompt["prompt"] for prompt, _ in gallery.rows] == ["x"]
+    assert "real" not in [name for name, _ in gallery.columns]
+
+
+def test_without_a_known_direction_there_is_no_figure_of_quality(make: SimpleNamespace, tmp_path: Path) -> None:
+    records = make.pair(1)
+    for record in records:
+        for result in record.results:
+            result.teacher_error, result.metrics = None, {"beauty": 1.0}
+    found = gather(make.sources(*records))
+    assert quality_picture(found, "cost") is None
+    assert "No figure was measured whose direction is known." in page_of(found, tmp_path).text
+
+
 def test_parts_that_the_records_lack_leave_out_their_sections(make: SimpleNamespace, tmp_path: Path) -> None:
     records = [make.record(s, without=("kinds", "mean_cost_of_kind", "cross")) for s in range(2)]
     page = page_of(gather(make.sources(*records)), tmp_path)
@@ -189,6 +230,21 @@ def test_many_methods_leave_variants_out_of_figures(make: SimpleNamespace, tmp_p
     assert "experts=9" in page.text
 
 
+def test_figures_keep_a_method_that_is_run_with_one_granularity_only(make: SimpleNamespace) -> None:
+    variants = [make.record(0, experts=n) for n in range(5, 16)]
+    lone = make.record(0, pruner="bk-sdm", granularity="depth")
+    several = [make.record(0, pruner="random", granularity=name) for name in ("depth", "width-depth")]
+    found = gather(make.sources(*make.pair(2), *variants, lone, *several))
+    assert [m.name for m in shown(found)] == ["contrastive", "taylor", "bk-sdm, granularity=depth", "random"]
+
+
+def test_one_bad_method_does_not_hide_what_the_others_differ_in() -> None:
+    assert _far_apart([0.013, 0.014, 1.07])
+    assert not _far_apart([0.013, 0.014, 0.02])
+    assert not _far_apart([-0.001, 0.013, 1.07])
+    assert not _far_apart([])
+
+
 def test_csv_has_a_row_a_run_and_method(written: tuple[Path, Page]) -> None:
     rows = list(csv.DictReader(io.StringIO((written[0] / "report.csv").read_text())))
     assert len(rows) == 12 * 5
@@ -222,7 +278,16 @@ def test_markdown_has_the_same_tables(written: tuple[Path, Page]) -> None:
         assert len({re.sub(r"\\\|", "", line).count("|") for line in lines}) == 1
         assert set(lines[1]) <= set("|-: ")
     assert "| kmeans" in text
-    assert "ValueError: it is <b>broken</b>" in text
+    assert "ValueError: it is &lt;b&gt;broken&lt;/b&gt;" in text
+    assert "\n    aptp report runs/* --out out\n" in text
+    assert "within 1.5% of the budget" in text
+
+
+def test_markdown_makes_nothing_of_what_records_say(make: SimpleNamespace, tmp_path: Path) -> None:
+    failure = Failure("runs/x", "a <b> & `c` [d](e) | f\\\n# g")
+    write_comparison(gather(make.sources(*make.pair(1)), [failure]), tmp_path, "aptp report")
+    text = (tmp_path / "report.md").read_text()
+    assert "- runs/x: a &lt;b&gt; &amp; \\`c\\` \\[d](e) \\| f\\\\ # g\n" in text
 
 
 def test_the_same_runs_give_the_same_files(make: SimpleNamespace, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from aptp.core.record import Record, Result
 from aptp.report import summary_table
 from aptp.report.measures import metric_measures
 from aptp.report.tables import experts_table, methods_table, payback
-from aptp.report.wording import amount, conclusion, duration, number
+from aptp.report.wording import alike, amount, conclusion, duration, number, reach, signed
 
 
 @pytest.fixture(scope="session")
@@ -154,3 +154,11 @@ def test_amounts_and_durations() -> None:
     assert amount(512) == "512"
     assert duration(65) == "1 min 05 s"
     assert duration(3 * 3600 + 60) == "3 h 01 min"
+
+
+def test_differences_have_signs_and_like_places() -> None:
+    assert (signed(0.00471), signed(-12.345), signed(0.0), signed(None)) == ("+0.00471", "−12.3", "0", "–")
+    assert alike(-0.0000503, 0.0000274, -0.000073) == ["−0.0000503", "+0.0000274", "−0.0000730"]
+    assert alike(0.0, 0.0) == ["+0", "+0"]
+    assert reach(-1.5, 1234.5) == "−2 to +1,234"
+    assert reach(None, 1.0) == "–"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
@@ -28,6 +29,8 @@ CROWD = 12
 """With more methods than this, a figure leaves out those that differ in a setting from the others."""
 FAR = 20
 """Distances of which the largest is so many times the smallest get a logarithmic axis."""
+OFF_SCALE = 6
+"""A paired difference that is so many times the median one is drawn as an arrow."""
 
 
 Point = tuple[Interval, Interval]
@@ -110,9 +113,7 @@ def quality_picture(comparison: Comparison, across: str) -> Picture | None:
             points = [*dense, *(point for course in courses.values() for point in course)]
             drawn += points
             if real := _real(comparison, settings[0], measure):
-                axes.axhline(real, color=MUTED, lw=0.9, ls=(0, (1, 2)))
-                place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-                axes.annotate("real pictures", (0, real), (3, 2), size=7.5, color=MUTED, **place)
+                axes.axhline(real, color=MUTED, lw=0.9, ls=(0, (1, 2)), label="real pictures")
             _frame(axes, measure)
             if measure.less and _far_apart([y.mean for _, y in points]):
                 _logarithmic(axes, "y")
@@ -133,7 +134,7 @@ def quality_picture(comparison: Comparison, across: str) -> Picture | None:
         if parts := [f"{number(value)} at {percent(s.budget, 0)}" for s, value in means if value is not None]:
             told.append(f"{method.name} {listed(parts)}")
     alt = f"{listed([m.label for m in measures])} against the {what} of a picture. {measure.label}: {'; '.join(told)}."
-    return draw(alt, 3.2 * rows + 0.3 + 0.2 * -(-len(methods) // 4), paint)
+    return draw(alt, 3.2 * rows + 0.3 + 0.2 * -(-(len(methods) + 2) // 4), paint)
 
 
 def _point(comparison: Comparison, setting: Setting, method: Method, across: str, measure: Measure) -> list[Point]:
@@ -167,9 +168,9 @@ def _dense(axes: Axes, comparison: Comparison, setting: Setting, across: str, me
     points = {m: point for m in methods for point in _point(comparison, setting, m, across, measure)}
     line = {"color": INK, "marker": "|", "markersize": 9, "markeredgewidth": 1.6, "lw": 1.2, "ls": ":"}
     _draw(axes, list(points.values()), "dense, fewer sampling steps" if len(points) > 1 else "dense", line)
-    place = {"textcoords": "offset points", "size": 7, "color": MUTED, "ha": "right"}
+    place = {"textcoords": "offset points", "size": 7, "color": MUTED, "ha": "center"}
     for method, (x, y) in points.items():
-        axes.annotate(method.base.removeprefix("dense, "), (x.mean, y.mean), (-4, -9 if measure.less else 5), **place)
+        axes.annotate(method.base.removeprefix("dense, "), (x.mean, y.mean), (0, -14 if measure.less else 8), **place)
     return list(points.values())
 
 
@@ -218,7 +219,9 @@ def _legend(figure: Figure) -> None:
     entries: dict[str, Any] = {}
     for each in figure.axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle[0])  # without the bars
+            entries.setdefault(
+                label, handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
+            )  # without the bars
     if entries:
         figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=4, fontsize=8.5)
 
@@ -242,13 +245,21 @@ def differences_picture(comparison: Comparison, setting: Setting) -> Picture | N
     def paint(figure: Figure) -> None:
         grid = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
         for axes, measure in zip(grid, measures, strict=True):
+            mine = [found for method in methods if (found := known.get((method, measure.key)))]
+            edge = _edge(mine)
             for row, method in enumerate(methods):
-                if found := known.get((method, measure.key)):
-                    apart = found.above(0) or found.below(0)
-                    axes.errorbar(
-                        found.mean, row, xerr=found.half, color=BLUE if apart else MUTED, marker="o", markersize=5.5,
-                        markerfacecolor=BLUE if apart else "white", elinewidth=1.2, capsize=2.5,
-                    )  # fmt: skip
+                if (found := known.get((method, measure.key))) is None:
+                    continue
+                apart = found.above(0) or found.below(0)
+                colour = BLUE if apart else MUTED
+                mark = {"color": colour, "markerfacecolor": colour if apart else "white"}
+                if abs(found.mean) > edge:
+                    axes.plot(edge if found.mean > 0 else -edge, row, marker=">" if found.mean > 0 else "<", **mark)
+                else:
+                    bars = {"xerr": found.half, "elinewidth": 1.2, "capsize": 2.5}
+                    axes.errorbar(found.mean, row, marker="o", markersize=5.5, **bars, **mark)
+            if edge < max((abs(found.mean) for found in mine), default=0):
+                axes.set_xlim(-1.08 * edge if any(found.mean < 0 for found in mine) else -0.15 * edge, 1.08 * edge)
             axes.axvline(0, color=VERMILLION, lw=1, ls="--", zorder=0)
             axes.set_title(f"{measure.label} {measure.arrow}")
             axes.set_xlabel("better ← difference → worse" if measure.less else "worse ← difference → better")
@@ -266,6 +277,13 @@ def differences_picture(comparison: Comparison, setting: Setting) -> Picture | N
     ]
     alt = f"Paired differences to {reference.name} at {percent(setting.budget, 0)}. {measure.label}: {'; '.join(told)}."
     return draw(alt, 0.9 + 0.27 * len(methods), paint)
+
+
+def _edge(differences: Sequence[Interval]) -> float:
+    """From where on a difference is off the scale, so that one method which is far off does not hide the others."""
+    sizes = sorted(abs(found.mean) for found in differences)
+    usual = OFF_SCALE * sizes[len(sizes) // 2] if sizes else 0.0
+    return usual if sizes and sizes[-1] > usual > 0 else float("inf")
 
 
 def steps_picture(comparison: Comparison) -> Picture | None:

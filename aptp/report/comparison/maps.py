@@ -69,7 +69,7 @@ def kinds_picture(comparison: Comparison, setting: Setting) -> Picture | None:
     if not methods:
         return None
     kinds = list(dict.fromkeys(kind for names, _ in methods.values() for kind in names))
-    columns = min(COLUMNS, len(methods))
+    columns = max(2, min(COLUMNS, len(methods)))
     rows = -(-len(methods) // columns)
 
     def paint(figure: Figure) -> None:
@@ -139,7 +139,7 @@ def cross_picture(comparison: Comparison, setting: Setting) -> Picture | None:
     found = {m: table for m, trials in routed(comparison, setting).items() if (table := _cross(trials)) is not None}
     if not found:
         return None
-    columns = min(COLUMNS, len(found))
+    columns = max(2, min(COLUMNS, len(found)))
     rows = -(-len(found) // columns)
 
     def paint(figure: Figure) -> None:

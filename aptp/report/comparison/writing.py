@@ -269,7 +269,7 @@ def _setting(comparison: Comparison, setting: Setting, keys: list[str]) -> dict[
 
 
 def _spread(found: Interval | None) -> dict[str, float | int | None] | None:
-    return found and {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
+    return None if found is None else {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
 
 
 def _finite(value: Any) -> Any:

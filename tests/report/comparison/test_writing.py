@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from aptp.core.files import write_text
 from aptp.core.record import Record
 from aptp.report.comparison.album import album
-from aptp.report.comparison.charts import _far_apart, quality_picture, shown
+from aptp.report.comparison.charts import OFF_SCALE, _edge, _far_apart, _limits, quality_picture, shown
 from aptp.report.comparison.gathering import gather
+from aptp.report.comparison.intervals import Interval
 from aptp.report.comparison.sources import Failure, Source
 from aptp.report.comparison.tables import ablation_table, core_table, training_table
 from aptp.report.comparison.trials import Comparison
@@ -364,3 +366,12 @@ def test_a_browser_shows_every_picture_and_complains_of_nothing(written: tuple[P
 def test_no_torch_is_needed(tmp_path: Path) -> None:
     program = "import sys, aptp.report.comparison.writing as w; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_one_method_that_is_far_off_does_not_hide_the_others() -> None:
+    assert _edge([Interval(mean, 0.1, 3) for mean in (0.1, -0.2, 0.3)]) == math.inf
+    assert _edge([Interval(mean, 0.1, 3) for mean in (0.1, -0.2, 30.0)]) == pytest.approx(OFF_SCALE * 0.2)
+    assert _edge([]) == math.inf
+    low, high = _limits([Interval(1.0, 0.1, 3), Interval(2.0, 50.0, 3)])
+    assert 0 < low < 1
+    assert 2 < high < 3

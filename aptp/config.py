@@ -82,6 +82,14 @@ class Weights(Options):
         return self.distillation > 0 or self.blocks > 0
 
 
+class RecoverWeights(Weights):
+    """The same of recovery, which leans on the teacher."""
+
+    denoising: float = Field(0.01, ge=0)
+    distillation: float = Field(0.5, ge=0)
+    blocks: float = Field(0.5, ge=0)
+
+
 class PrepareOptions(Options):
     """What is read and cached."""
 
@@ -159,7 +167,7 @@ class RecoverOptions(TrainingOptions):
         description="`slice` takes every weight from the dense model; `fresh` initialises anew what slicing made "
         "smaller, as the published code does, to show what that costs",
     )
-    weights: Weights = Weights(denoising=0.01, distillation=0.5, blocks=0.5)
+    weights: RecoverWeights = RecoverWeights()
     caption_dropout: float = Field(0.1, ge=0, le=1)
 
     @model_validator(mode="after")

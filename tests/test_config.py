@@ -217,3 +217,10 @@ def test_dense_steps_are_numbers_of_steps() -> None:
         load_config(assignments=["evaluate.dense_steps=[10, 0]"])
     with pytest.raises(RequestError, match="dense_steps names 15"):
         load_config(assignments=["evaluate.dense_steps=[15]"])
+
+
+def test_a_weight_that_is_set_leaves_the_others_of_its_stage() -> None:
+    for stage in ("search", "recover"):
+        usual = getattr(RunConfig(), stage).weights.model_dump()
+        asked = load_config(assignments=[f"{stage}.weights.distillation=0"])
+        assert getattr(asked, stage).weights.model_dump() == usual | {"distillation": 0.0}

@@ -30,7 +30,7 @@ lint: install ## style, format and the direction of imports
 	@$(BIN)/lint-imports --no-cache --no-logo
 
 test: lint ## lint, then the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 bench: install ## the benchmarks that pytest-benchmark times
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only

@@ -58,7 +58,9 @@ def _copied(home: Path, name: str, source: Path, parts: tuple[str, ...] = ()) ->
 
 
 def _run(command: list, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "COLUMNS")
+    }
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: which signal a process gets when its parent is gone."""
 
 
 def rank() -> int:
@@ -13,3 +19,9 @@ def rank() -> int:
 def processes() -> int:
     """How many were launched together."""
     return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def end_with_launcher() -> None:
+    """Ask Linux to kill this process, if it is one of several, when its launcher is gone, however it went."""
+    if processes() > 1 and sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 
 from aptp.config import RunConfig
-from aptp.core import distributed
+from aptp.core import distributed, launched
 from aptp.core.errors import RequestError
 from aptp.models import device_of
 
@@ -29,6 +29,7 @@ def join(config: RunConfig) -> None:
             f"the launcher asks for precision {asked!r}, but the run's is {config.precision!r}; set precision={asked} "
             "for the run, where it is bf16, or launch without --mixed_precision."
         )
+    launched.end_with_launcher()
     PartialState(cpu=device_of(config.device).type == "cpu", timeout=PATIENCE)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -24,11 +24,22 @@ class Denoiser(ABC):
 
     component: ClassVar[str]
     """The attribute of a diffusers pipeline that holds the model: `"unet"` or `"transformer"`."""
+    call_options: ClassVar[Mapping[str, Any]] = {}
+    """What every call of the family's pipeline is given beside prompts, noise, steps and guidance, unless asked else."""
 
     @classmethod
     @abstractmethod
     def supports(cls, module: nn.Module) -> bool:
         """Whether `module` is of this family."""
+
+    def required(self, pipeline: DiffusionPipeline) -> Sequence[str]:
+        """The components that a pipeline must have beside the denoiser: all encoders and tokenizers it has a place for."""
+        texts = (name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer")))
+        return ["vae", "scheduler", *texts]
+
+    def sample_size(self, module: nn.Module) -> int:
+        """Height and width of the latents that `module` was trained on, in which it is pruned and served."""
+        return int(module.config.sample_size)
 
     @abstractmethod
     def anatomy(self, module: nn.Module) -> Anatomy:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aptp.api import denoiser_of, search_space
+from aptp.api import pipeline_denoiser, search_space
 from aptp.config import Choice, RunConfig, TrainingOptions
 from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.budget import CostModel
@@ -114,10 +114,10 @@ class Workspace:
     @cached_property
     def denoiser(self) -> Denoiser:
         """The family of the model."""
-        module = getattr(self.pipeline, "unet", None) or getattr(self.pipeline, "transformer", None)
-        if module is None:
-            raise RequestError(f"model {self.config.model!r} has neither a unet nor a transformer to prune.")
-        return denoiser_of(module, self.host)
+        try:
+            return pipeline_denoiser(self.pipeline, self.host)
+        except RequestError as error:
+            raise RequestError(f"model {self.config.model!r} cannot be pruned: {error}") from error
 
     @property
     def dense(self) -> nn.Module:
@@ -132,7 +132,7 @@ class Workspace:
     @property
     def sample_size(self) -> int:
         """Height and width of the latents."""
-        return int(self.dense.config.sample_size)
+        return self.denoiser.sample_size(self.dense)
 
     @cached_property
     def text_tokens(self) -> int:

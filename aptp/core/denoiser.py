@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from aptp.core.anatomy import Anatomy
+from aptp.core.errors import RequestError
 from aptp.core.objective import Diffused, diffuse
 
 if TYPE_CHECKING:
@@ -38,8 +39,15 @@ class Denoiser(ABC):
         return ["vae", "scheduler", *texts]
 
     def sample_size(self, module: nn.Module) -> int:
-        """Height and width of the latents that `module` was trained on, in which it is pruned and served."""
-        return int(module.config.sample_size)
+        """Height and width of the latents that `module` was trained on, in which it is pruned and served.
+
+        Raises:
+            RequestError: if its config does not say so in one number.
+        """
+        size = getattr(module.config, "sample_size", None)
+        if not isinstance(size, int):
+            raise RequestError(f"this {type(module).__name__} has sample size {size!r}; one number for a square is right.")
+        return size
 
     @abstractmethod
     def anatomy(self, module: nn.Module) -> Anatomy:

@@ -153,7 +153,7 @@ class Checkpoint:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         with replacing(self.path) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
+            save_file(_apart(tensors), temporary, {"step": str(step)})
 
     def restore(self) -> int:
         """Load what was saved, if anything; the number of steps done.
@@ -182,6 +182,17 @@ class Checkpoint:
                 states.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         return step
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU and without shared memory, which safetensors refuses: a text encoder may tie its embeddings."""
+    apart: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        apart[name] = value.clone() if value.data_ptr() in places else value
+        places.add(value.data_ptr())
+    return apart
 
 
 def rate_factor(options: TrainingOptions, steps: int, step: int) -> float:

@@ -32,7 +32,7 @@ from aptp.harness.exam import Exam
 from aptp.harness.pruning import pruner_context
 from aptp.harness.selection import Chosen, check_counts, choose
 from aptp.harness.start import start_of_search
-from aptp.harness.training import Distiller, Noiser, train
+from aptp.harness.training import Distiller, Noiser, generator_for, train
 from aptp.host import Host
 from aptp.models import device_of, load_pipeline
 
@@ -73,6 +73,7 @@ class Workspace:
         device = device_of(config.device)
         pipeline = load_pipeline(config.model, device)
         work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
+        work.check_scheduler()
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
         statics = [make(host, "pruner", choice) for choice in [config.pruner, *config.compare] if choice]
@@ -85,6 +86,17 @@ class Workspace:
                 "routes for it to move; choose sinkhorn, unbalanced or none."
             )
         return work
+
+    def check_scheduler(self) -> None:
+        """Raise `RequestError` for a scheduler with which no training example can be made."""
+        generator = generator_for("scheduler")
+        try:
+            self.noiser(torch.zeros(1, self.dense.config.in_channels, 1, 1), {}, generator)
+        except (RequestError, AttributeError) as error:
+            raise RequestError(
+                f"model {self.config.model!r} cannot be trained with its {type(self.pipeline.scheduler).__name__}: "
+                f"{str(error).rstrip('.')}; name another in its model_index.json."
+            ) from error
 
     def beside(self, config: RunConfig, out: Path) -> Workspace:
         """A run of another method over the same models, data, granularity and budget."""

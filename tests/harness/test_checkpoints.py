@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import string
 from collections.abc import Callable
@@ -31,14 +32,13 @@ from aptp.config import load_config
 from aptp.core.errors import RequestError
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
-from aptp.core.slicing import slice
-from aptp.harness import plan, run
+from aptp.harness import run
 from aptp.harness.workspace import Workspace
 from aptp.host import default_host
 from aptp.models import load_pipeline
+from aptp.pipeline import RoutedPipeline
 from aptp.testing import tiny_pixart, tiny_unet
 
-WORDS = {"vocab_size": 0, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DRAWING = {"num_inference_steps": 3, "guidance_scale": 3.0}
 PROMPTS = ["a red star", "the word STOP", "a blue dot left of a star"]
@@ -88,7 +88,7 @@ def sd15(tokenizer) -> DiffusionPipeline:
         vae=vae(),
         text_encoder=clip(tokenizer),
         tokenizer=tokenizer,
-        unet=tiny_unet("sd1", cross_attention_dim=8),
+        unet=tiny_unet("sd1", cross_attention_dim=8, layers_per_block=1),
         scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False, **NOISE),
         safety_checker=StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8)),
         feature_extractor=CLIPImageProcessorPil(),
@@ -101,7 +101,7 @@ def sd21(tokenizer) -> DiffusionPipeline:
         vae=vae(),
         text_encoder=clip(tokenizer, hidden_act="gelu"),
         tokenizer=tokenizer,
-        unet=tiny_unet("sd2", cross_attention_dim=8),
+        unet=tiny_unet("sd2", cross_attention_dim=8, layers_per_block=1),
         scheduler=diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1, **NOISE),
         safety_checker=None,
         feature_extractor=CLIPImageProcessorPil(),
@@ -117,7 +117,7 @@ def sdxl(tokenizer) -> DiffusionPipeline:
         text_encoder_2=clip(tokenizer, CLIPTextModelWithProjection, projection_dim=8, hidden_act="gelu"),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=tiny_unet("sdxl", cross_attention_dim=16),
+        unet=tiny_unet("sdxl", cross_attention_dim=16, layers_per_block=1),
         scheduler=diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **NOISE),
         force_zeros_for_empty_prompt=True,
     )
@@ -149,6 +149,8 @@ CHECKPOINTS: dict[str, Callable[..., DiffusionPipeline]] = {
     "pixart-alpha": pixart_alpha,
     "pixart-sigma": pixart_sigma,
 }
+SETTINGS = {"pixart-alpha": {"adapt": {"steps": 1, "batch": 2}}}
+"""What runs of a checkpoint do beside the rest: α's denoiser and encoder are fine-tuned and saved first."""
 NAMED_ON_THE_HUB = {"feature_extractor": "CLIPImageProcessor", "tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
 
 
@@ -181,7 +183,7 @@ def checkpoint(family: str, small_tokenizer, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+def config(checkpoint: Path, family: str, tmp_path_factory: pytest.TempPathFactory):
     flags = {
         "model": str(checkpoint),
         "data": {"name": "scenes", "train": 20, "validation": 10},
@@ -191,8 +193,10 @@ def config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
         "prepare.cache": str(tmp_path_factory.mktemp("cache")),
         "search": {"steps": 4, "batch": 4},
         "recover": {"steps": 4, "batch": 4, "caption_dropout": 0.5},
+        "metrics": ["cmmd"],
         "evaluate": {"prompts": 4, "steps": 2, "batch": 4, "gallery": 1},
         "compare": ["magnitude"],
+        **SETTINGS.get(family, {}),
     }
     return load_config(flags=flags).resolved(default_host())
 
@@ -204,9 +208,101 @@ def done(config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record
     return out, run(config, out, host=default_host(), progress=Quiet())
 
 
+@pytest.fixture(scope="module")
+def pipe(done) -> RoutedPipeline:
+    return aptp.load(done[0], device="cpu")
+
+
+def pixels(images: list) -> np.ndarray:
+    return np.stack([np.asarray(image).astype(int) for image in images])
+
+
+def noise(count: int = len(PROMPTS)) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
 @pytest.mark.slow
-def test_a_whole_run(done, family: str) -> None:
-    _, record = done
+def test_a_whole_run(done, checkpoint: Path) -> None:
+    out, record = done
     assert record.status == "done"
     assert [result.name for result in record.results] == ["dense", "contrastive+sinkhorn", "magnitude"]
     assert record.budget.expected == pytest.approx(0.7, abs=0.02)
+    module = load_pipeline(str(checkpoint), torch.device("cpu"))
+    module = getattr(module, "unet", None) or module.transformer
+    for folder in (*(out / f"experts/{i:02d}" for i in range(2)), out / "baselines/magnitude/experts/00"):
+        expert = aptp.load_expert(folder)
+        assert type(expert) is type(module)
+        assert sum(p.numel() for p in expert.parameters()) < sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negative", [None, ["", "grey", "a blue dot"]], ids=str)
+def test_experts_draw_what_they_draw_in_the_stock_pipeline(pipe: RoutedPipeline, done, negative) -> None:
+    asked = {} if negative is None else {"negative_prompt": negative}
+    drawn = pipe(PROMPTS, seed=range(3), experts=[0, 1, 0], batch_size=3, **asked, **DRAWING)
+    options, component = pipe.bundle.call_options, pipe.bundle.component
+    for i in (0, 1):
+        setattr(pipe.base, component, aptp.load_expert(done[0] / f"experts/{i:02d}"))
+        images = pipe.base(PROMPTS, generator=noise(), **asked, **DRAWING, **options).images
+        setattr(pipe.base, component, pipe.dense)
+        mine = [place for place, expert in enumerate(drawn.experts) if expert == i]
+        found, expected = (pixels([pictures[place] for place in mine]) for pictures in (drawn.images, images))
+        assert np.abs(found - expected).max() <= 1
+    assert not np.array_equal(*pixels(drawn.images[:2]))
+
+
+@pytest.mark.slow
+def test_a_negative_prompt_counts_and_empty_prompts_are_refused(pipe: RoutedPipeline) -> None:
+    plain, negative = (
+        pipe(PROMPTS, experts=[0] * 3, negative_prompt=text, output_type="np", **DRAWING).images
+        for text in (None, "a blue dot")
+    )
+    assert not np.array_equal(plain, negative)
+    with pytest.raises(RequestError, match="prompt 2 is empty"):
+        pipe(["a red star", ""], **DRAWING)
+    with pytest.raises(RequestError, match="3 prompts need as many negative prompts, or one, not 2"):
+        pipe(PROMPTS, negative_prompt=["a", "b"], **DRAWING)
+
+
+@pytest.mark.slow
+def test_training_conditions_as_the_stock_pipeline_does(pipe: RoutedPipeline) -> None:
+    """Under guidance, the pipeline itself calls its denoiser with the states of a dropped caption and of the prompts."""
+    module, denoiser = pipe.dense, denoiser_of(pipe.dense)
+    calls: list[tuple[dict, torch.Tensor]] = []
+
+    def hook(_module, args, kwargs, output) -> None:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        named = dict(zip(names, args, strict=False)) | kwargs
+        calls.append((named | (named.pop("added_cond_kwargs", None) or {}), output[0]))
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    pipe(PROMPTS, seed=range(3), dense=True, **DRAWING)
+    handle.remove()
+    called, answer = calls[0]
+    size = denoiser.sample_size(module)
+    with torch.no_grad():
+        nothing, text = denoiser.unconditional(pipe.base, size), denoiser.encode_text(pipe.base, PROMPTS, size)
+        both = {name: torch.cat([nothing[name].expand_as(states), states]) for name, states in text.items()}
+        for name, states in both.items():
+            assert torch.equal(called[name].to(states), states), name
+        latents = called["sample"] if "sample" in called else called["hidden_states"]
+        predicted = denoiser.predict(module, latents, called["timestep"].expand(6), both)
+    assert predicted.shape == latents.shape
+    torch.testing.assert_close(predicted, answer[:, : latents.shape[1]])
+
+
+@pytest.mark.slow
+def test_text_states_are_cached_with_all_that_goes_with_them(config, pipe: RoutedPipeline, tmp_path: Path) -> None:
+    record = Record(started="", config={}, versions={}, hardware={})
+    work = Workspace.open(config, tmp_path, default_host(), Quiet(), record)
+    captions = sorted({sample.caption for sample in work.chosen.train})
+    first, again = (work.preparer.text(captions, "training") for _ in range(2))
+    fresh = work.denoiser.encode_text(work.pipeline, captions, work.sample_size)
+    assert first.keys() == again.keys() == fresh.keys()
+    for name, states in fresh.items():
+        torch.testing.assert_close(first[name], states.float())
+        assert torch.equal(first[name], again[name])
+    short = work.preparer.text(["a star"], "one")
+    alone = work.denoiser.encode_text(work.pipeline, ["a star", captions[0]], work.sample_size)
+    for name, states in short.items():
+        torch.testing.assert_close(states[0], alone[name][0].float(), msg=f"{name} depends on its batch")

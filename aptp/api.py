@@ -37,7 +37,8 @@ def pipeline_denoiser(pipeline: DiffusionPipeline, host: Host | None = None) -> 
     modules = [module for name in sorted(components) if (module := getattr(pipeline, name, None)) is not None]
     if not modules:
         raise RequestError(
-            f"a {type(pipeline).__name__} has no denoiser that could be pruned; one is a {' or a '.join(sorted(components))}."
+            f"a {type(pipeline).__name__} has no denoiser that could be pruned; a {' or a '.join(sorted(components))} "
+            "is right."
         )
     family = denoiser_of(modules[0], host)
     for part in family.required(pipeline):

@@ -161,7 +161,10 @@ def scheduled(folder: Path, scheduler: str, **config: object) -> None:
 
 @pytest.mark.parametrize(
     ("scheduler", "config", "words"),
-    [("DDIMScheduler", {"prediction_type": "sample"}, "predicts 'sample'"), ("EDMEulerScheduler", {}, "alphas_cumprod")],
+    [
+        ("DDIMScheduler", {"prediction_type": "sample"}, "predicts 'sample'"),
+        ("EDMEulerScheduler", {}, "alphas_cumprod"),
+    ],
 )
 def test_a_scheduler_that_cannot_be_trained_with_is_refused_before_any_work(
     model: Path, small_config, tmp_path: Path, scheduler: str, config: dict, words: str

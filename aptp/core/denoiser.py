@@ -26,7 +26,7 @@ class Denoiser(ABC):
     component: ClassVar[str]
     """The attribute of a diffusers pipeline that holds the model: `"unet"` or `"transformer"`."""
     call_options: ClassVar[Mapping[str, Any]] = {}
-    """What every call of the family's pipeline is given beside prompts, noise, steps and guidance, unless asked else."""
+    """What calls of the family's pipeline are given beside prompts, noise, steps and guidance, unless asked else."""
 
     @classmethod
     @abstractmethod
@@ -34,7 +34,7 @@ class Denoiser(ABC):
         """Whether `module` is of this family."""
 
     def required(self, pipeline: DiffusionPipeline) -> Sequence[str]:
-        """The components that a pipeline must have beside the denoiser: all encoders and tokenizers it has a place for."""
+        """What a pipeline must have beside the denoiser: among it all text encoders that it has a place for."""
         texts = (name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer")))
         return ["vae", "scheduler", *texts]
 
@@ -46,7 +46,9 @@ class Denoiser(ABC):
         """
         size = getattr(module.config, "sample_size", None)
         if not isinstance(size, int):
-            raise RequestError(f"this {type(module).__name__} has sample size {size!r}; one number for a square is right.")
+            raise RequestError(
+                f"this {type(module).__name__} has sample size {size!r}; one number, for a square, is right."
+            )
         return size
 
     @abstractmethod

@@ -131,7 +131,10 @@ class Preparer:
         return [sample for sample in samples if sample.id not in skipped], cached["latents"].float()
 
     def text(self, captions: Sequence[str], what: str) -> dict[str, Tensor]:
-        """Text states of captions, by the denoiser's argument names."""
+        """Text states of captions, by the denoiser's argument names.
+
+        Families that share an encoder read it differently, by their pipeline's kind and the denoiser's config.
+        """
         encoders = [
             c for n, c in sorted(self.pipeline.components.items()) if n.startswith("text_encoder") and c is not None
         ]

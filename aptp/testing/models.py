@@ -31,7 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 32,
     },
 }
-"""What sets each U-Net family's tiny model apart (in a diffusers config `attention_head_dim` is the number of heads)."""
+"""What sets the tiny U-Nets apart (in their diffusers config `attention_head_dim` is the number of heads)."""
 
 PIXART: dict[str, dict[str, Any]] = {
     "pixart-alpha": {"use_additional_conditions": True},

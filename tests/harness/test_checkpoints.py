@@ -151,7 +151,11 @@ CHECKPOINTS: dict[str, Callable[..., DiffusionPipeline]] = {
 }
 SETTINGS = {"pixart-alpha": {"adapt": {"steps": 1, "batch": 2}}}
 """What runs of a checkpoint do beside the rest: α's denoiser and encoder are fine-tuned and saved first."""
-NAMED_ON_THE_HUB = {"feature_extractor": "CLIPImageProcessor", "tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
+NAMED_ON_THE_HUB = {
+    "feature_extractor": "CLIPImageProcessor",
+    "tokenizer": "CLIPTokenizer",
+    "tokenizer_2": "CLIPTokenizer",
+}
 
 
 def as_on_the_hub(name: str, folder: Path) -> None:
@@ -266,7 +270,7 @@ def test_a_negative_prompt_counts_and_empty_prompts_are_refused(pipe: RoutedPipe
 
 @pytest.mark.slow
 def test_training_conditions_as_the_stock_pipeline_does(pipe: RoutedPipeline) -> None:
-    """Under guidance, the pipeline itself calls its denoiser with the states of a dropped caption and of the prompts."""
+    """Under guidance the pipeline itself calls its denoiser with the states of a dropped caption and of the prompts."""
     module, denoiser = pipe.dense, denoiser_of(pipe.dense)
     calls: list[tuple[dict, torch.Tensor]] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers import PixArtTransformer2DModel
@@ -28,8 +28,8 @@ class PixArtDenoiser(Denoiser):
     """
 
     component = "transformer"
-    call_options = {"clean_caption": False, "use_resolution_binning": False}  # noqa: RUF012
-    # captions are encoded as they are in training too, and pictures drawn in the size that was trained
+    call_options: ClassVar = {"clean_caption": False, "use_resolution_binning": False}
+    """Prompts are encoded as captions are in training, and pictures drawn in the size that the model was trained on."""
 
     @classmethod
     def supports(cls, module: nn.Module) -> bool:
@@ -52,7 +52,8 @@ class PixArtDenoiser(Denoiser):
             "encoder_attention_mask": torch.ones(1, text_tokens, **like),
         }
         if module.use_additional_conditions:
-            inputs["added_cond_kwargs"] = {"resolution": torch.zeros(1, 2, **like), "aspect_ratio": torch.ones(1, 1, **like)}
+            sizes = torch.zeros(1, 2, **like), torch.ones(1, 1, **like)
+            inputs["added_cond_kwargs"] = dict(zip(SIZES, sizes, strict=True))
         return inputs
 
     def encode_text(self, pipeline: DiffusionPipeline, prompts: Sequence[str], sample_size: int) -> dict[str, Tensor]:
@@ -62,7 +63,8 @@ class PixArtDenoiser(Denoiser):
         text = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask.to(hidden)}
         if pipeline.transformer.use_additional_conditions:
             pixels = float(sample_size * pipeline.vae_scale_factor)
-            text |= {"resolution": hidden.new_full((len(hidden), 2), pixels), "aspect_ratio": hidden.new_ones(len(hidden), 1)}
+            sizes = hidden.new_full((len(hidden), 2), pixels), hidden.new_ones(len(hidden), 1)
+            text |= dict(zip(SIZES, sizes, strict=True))
         return text
 
     def predict(self, module: nn.Module, latents: Tensor, timesteps: Tensor, text: TextStates) -> Tensor:

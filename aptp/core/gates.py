@@ -62,7 +62,7 @@ def _gate_block(module: nn.Module, site: Part, gates: Float[Tensor, "rows 1"]) -
 
         def mix(leaving: Tensor) -> Tensor:
             gate = _rows_for(leaving, gates.to(leaving)).view(-1, *[1] * (leaving.ndim - 1))
-            return torch.lerp(passed, leaving, gate.expand_as(leaving))
+            return torch.lerp(passed.to(leaving.dtype), leaving, gate.expand_as(leaving))
 
         if isinstance(output, tuple):
             return mix(output[0]), *output[1:]

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Module
 
 from aptp.core.data import Sample
 from aptp.core.denoiser import Denoiser
@@ -87,7 +88,11 @@ class Preparer:
     @property
     def latent_size(self) -> int:
         """Height and width of the latents, the denoiser's own."""
-        return int(getattr(self.pipeline, self.denoiser.component).config.sample_size)
+        return self.denoiser.sample_size(self._module)
+
+    @property
+    def _module(self) -> Module:
+        return getattr(self.pipeline, self.denoiser.component)
 
     def pictures(self, samples: Sequence[Sample], source: str, what: str) -> Pictures:
         """Encode a split of the data set whose fingerprint is `source`.
@@ -126,11 +131,15 @@ class Preparer:
         return [sample for sample in samples if sample.id not in skipped], cached["latents"].float()
 
     def text(self, captions: Sequence[str], what: str) -> dict[str, Tensor]:
-        """Text states of captions, by the denoiser's argument names."""
+        """Text states of captions, by the denoiser's argument names.
+
+        Families that share an encoder read it differently, by their pipeline's kind and the denoiser's config.
+        """
         encoders = [
             c for n, c in sorted(self.pipeline.components.items()) if n.startswith("text_encoder") and c is not None
         ]
-        key = _key("text", captions, fingerprint(*encoders), self.latent_size)
+        config = {name: str(value) for name, value in self._module.config.items() if not name.startswith("_")}
+        key = _key("text", captions, fingerprint(*encoders), self.latent_size, type(self.pipeline).__name__, config)
 
         def encode(chunk: Sequence[str]) -> dict[str, Tensor]:
             return self.denoiser.encode_text(

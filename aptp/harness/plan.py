@@ -77,7 +77,7 @@ def _estimate(work: Workspace) -> Plan:
     weights = sum(p.numel() * 4 for p in work.dense.parameters()) / 1e6
     experts = weights * target * (config.experts + len(config.compare))
     latents = pictures * work.dense.config.in_channels * work.sample_size**2 * 4 / 1e6
-    text = pictures * work.text_tokens * 4 * _text_width(work) / 1e6
+    text = pictures * 4 * _text_values(work) / 1e6
     whose = "expert" if config.recover.per == "expert" else "pruned model"
     stages = [
         PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
@@ -130,5 +130,6 @@ def _seconds_of_encoding(work: Workspace) -> float:
     return (time.perf_counter() - start) / PROBE
 
 
-def _text_width(work: Workspace) -> int:
-    return int(work.preparer.text([""], "empty")["encoder_hidden_states"].shape[-1])
+def _text_values(work: Workspace) -> int:
+    """How many numbers the text states of one caption are."""
+    return sum(states[0].numel() for states in work.preparer.text([""], "empty").values())

@@ -221,7 +221,7 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
         fractions=fractions,
         model=config.model,
         model_fingerprint=pipeline_fingerprint(work.pipeline),
-        component=work.denoiser.component,
+        denoiser=work.denoiser,
     )
 
 

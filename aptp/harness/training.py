@@ -249,7 +249,7 @@ class Checkpoint:
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        tensors = _apart(tensors)
         with replacing(self.path) as temporary:
             save_file(tensors, temporary, {"step": str(step), "digest": _digest(tensors)})
             if self.path.exists():
@@ -306,6 +306,17 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(value.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU and without shared memory, which safetensors refuses: a text encoder may tie its embeddings."""
+    apart: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        apart[name] = value.clone() if value.data_ptr() in places else value
+        places.add(value.data_ptr())
+    return apart
 
 
 def rate_factor(options: TrainingOptions, steps: int, step: int) -> float:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aptp.api import denoiser_of, search_space
+from aptp.api import pipeline_denoiser, search_space
 from aptp.config import Choice, RunConfig, TrainingOptions
 from aptp.core import distributed
 from aptp.core.architecture import Architecture, SearchSpace
@@ -35,7 +35,7 @@ from aptp.harness.pruning import pruner_context
 from aptp.harness.selection import Chosen, check_counts, choose
 from aptp.harness.start import start_of_search
 from aptp.harness.trackers import Trackers
-from aptp.harness.training import Distiller, Noiser, train
+from aptp.harness.training import Distiller, Noiser, generator_for, train
 from aptp.host import Host
 from aptp.models import device_of, load_pipeline
 
@@ -77,6 +77,7 @@ class Workspace:
         device = device_of(config.device)
         pipeline = load_pipeline(config.model, device)
         work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
+        work.check_scheduler()
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
         statics = [make(host, "pruner", choice) for choice in [config.pruner, *config.compare] if choice]
@@ -89,6 +90,17 @@ class Workspace:
                 "routes for it to move; choose sinkhorn, unbalanced or none."
             )
         return work
+
+    def check_scheduler(self) -> None:
+        """Raise `RequestError` for a scheduler with which no training example can be made."""
+        generator = generator_for("scheduler")
+        try:
+            self.noiser(torch.zeros(1, self.dense.config.in_channels, 1, 1), {}, generator)
+        except (RequestError, AttributeError) as error:
+            raise RequestError(
+                f"model {self.config.model!r} cannot be trained with its {type(self.pipeline.scheduler).__name__}: "
+                f"{str(error).rstrip('.')}; name another in its model_index.json."
+            ) from error
 
     def beside(self, config: RunConfig, out: Path) -> Workspace:
         """A run of another method over the same models, data, granularity and budget."""
@@ -119,10 +131,10 @@ class Workspace:
     @cached_property
     def denoiser(self) -> Denoiser:
         """The family of the model."""
-        module = getattr(self.pipeline, "unet", None) or getattr(self.pipeline, "transformer", None)
-        if module is None:
-            raise RequestError(f"model {self.config.model!r} has neither a unet nor a transformer to prune.")
-        return denoiser_of(module, self.host)
+        try:
+            return pipeline_denoiser(self.pipeline, self.host)
+        except RequestError as error:
+            raise RequestError(f"model {self.config.model!r} cannot be pruned: {error}") from error
 
     @property
     def dense(self) -> nn.Module:
@@ -137,7 +149,7 @@ class Workspace:
     @property
     def sample_size(self) -> int:
         """Height and width of the latents."""
-        return int(self.dense.config.sample_size)
+        return self.denoiser.sample_size(self.dense)
 
     @cached_property
     def text_tokens(self) -> int:

@@ -121,7 +121,13 @@ def aptp_denoisers() -> list[PluginSpec]:
             "aptp.plugins.denoisers.unet:UNetDenoiser",
             "UNet2DConditionModel: Stable Diffusion 1.x, 2.x and XL",
             f"{OPTIONS}:NoOptions",
-        )
+        ),
+        PluginSpec(
+            "pixart",
+            "aptp.plugins.denoisers.pixart:PixArtDenoiser",
+            "PixArtTransformer2DModel: PixArt-α and PixArt-Σ",
+            f"{OPTIONS}:NoOptions",
+        ),
     ]
 
 

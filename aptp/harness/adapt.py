@@ -26,7 +26,7 @@ def adapt(work: Workspace, samples: list[Sample], source: str) -> None:
 
 def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
     config, options = work.config, work.config.adapt
-    samples, latents = work.preparer.latents(samples, source, "training")
+    samples, latents, picture_of = work.preparer.latents(samples, source, "training")
     encoders = {n: c for n, c in work.pipeline.components.items() if n.startswith("text_encoder") and c is not None}
     modules = nn.ModuleDict({"denoiser": work.dense, **encoders}).requires_grad_(True)
     dropout = config.recover.caption_dropout
@@ -37,7 +37,7 @@ def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
         text = work.denoiser.encode_text(work.pipeline, [samples[i].caption for i in index], work.sample_size)
         nothing = work.denoiser.unconditional(work.pipeline, work.sample_size)
         text = with_dropout(text, nothing, dropout, generator)
-        example = work.noiser(latents[index], text, generator)
+        example = work.noiser(latents[picture_of[index]], text, generator)
         prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
         return {"loss": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
 

@@ -123,7 +123,7 @@ def _train(
         index = pictures[own]
         generator = generator_for(seed, "recover", name, step)
         text = with_dropout(work.train.text_states(index), nothing, options.caption_dropout, generator)
-        example = work.noiser(work.train.latents[index], text, generator)
+        example = work.noiser(work.train.latents_of(index), text, generator)
         taught = work.distiller.teach(example, options.weights)
         with _gating(work, student, None if gates is None else gates[index].to(work.device)):
             seen = work.distiller.terms(student, example, taught)

@@ -100,7 +100,7 @@ def _train_router(work: Workspace) -> None:
     def step_loss(step: int) -> dict[str, Tensor]:
         index = batch_index(len(work.train), options.batch, step, config.seed, "search")
         generator = generator_for(config.seed, "search", step)
-        example = work.noiser(work.train.latents[index], work.train.text_states(index), generator)
+        example = work.noiser(work.train.latents_of(index), work.train.text_states(index), generator)
         prompts = work.train.prompts(index).to(work.device)
         routing = router(prompts, step=step, generator=generator, timesteps=example.timesteps)
         taught = work.distiller.teach(example, options.weights)

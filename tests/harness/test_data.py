@@ -11,8 +11,9 @@ from PIL import Image
 
 from aptp.core.data import Sample
 from aptp.core.errors import RequestError
+from aptp.core.files import default_cache
 from aptp.core.progress import Quiet
-from aptp.harness.data import Preparer, default_cache, fit
+from aptp.harness.data import Preparer, fit
 from aptp.harness.workspace import Workspace
 
 

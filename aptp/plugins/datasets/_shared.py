@@ -42,7 +42,7 @@ def of_split(what: str, splits: Splits, split: Split, skipped: Mapping[str, str]
         return samples
     if skipped:
         name, reason = next(iter(skipped.items()))
-        why = f"{len(skipped)} entries were left out, the first, {name!r}, because {reason}"
+        why = f"{len(skipped)} left out, the first, {name!r}, because {reason}"
     else:
         why = "it holds no captioned picture" if not any(splits.values()) else "give more, or another share"
     raise RequestError(f"{what} has no usable {split} picture: {why}.")

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -100,6 +100,7 @@ def test_an_archive_is_read_through_once(tmp_path: Path, cache: Path, monkeypatc
     assert len(every(data(tmp_path, validation=0.3))) == 41
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 30 * 1024))
 def test_an_archive_cut_anywhere_is_listed_and_used_up_to_there(tmp_path_factory: pytest.TempPathFactory, cut: int):
     folder = tmp_path_factory.mktemp("cut")
@@ -109,8 +110,8 @@ def test_an_archive_cut_anywhere_is_listed_and_used_up_to_there(tmp_path_factory
         content = max(member.offset_data + -(-member.size // 512) * 512 for member in archive)
     (folder / "00001.tar").write_bytes(whole[:cut])
     found = data(folder, validation=0.3)
-    kept = [id_ for id_ in every(found) if id_.startswith("00001/")]
-    assert kept == [f"00001/{10_000 + i:09d}" for i in sorted(int(k[-4:]) for k in kept)]
+    kept = sorted(id_ for id_ in every(found) if id_.startswith("00001/"))
+    assert kept == [f"00001/{10_000 + i:09d}" for i in range(len(kept))]
     for split in ("train", "validation"):
         assert all(sample.open().mode == "RGB" for sample in found.samples(split))
     if cut < content + 512:
@@ -124,7 +125,7 @@ def test_an_archive_cut_anywhere_is_listed_and_used_up_to_there(tmp_path_factory
 @pytest.mark.parametrize("content", [b"", b"no archive" * 200, b"\x1f\x8b" + bytes(2000)])
 def test_what_is_no_archive_is_listed_unless_nothing_is_left(tmp_path: Path, content: bytes):
     (tmp_path / "00000.tar").write_bytes(content)
-    with pytest.raises(RequestError, match=r"no usable train picture: an entry was left out, the first, '00000\.tar'"):
+    with pytest.raises(RequestError, match=r"no usable train picture: 1 left out, the first, '00000\.tar'"):
         data(tmp_path).samples("train")
     write_shard(tmp_path / "00001.tar", pairs(0, 20))
     assert list(data(tmp_path).skipped) == ["00000.tar"]

@@ -151,9 +151,7 @@ def test_folders_that_are_none(tmp_path: Path, write_coco: Write):
     with pytest.raises(RequestError, match="has no folder val2014/"):
         data(tmp_path)
     (tmp_path / "val2014").mkdir()
-    with pytest.raises(
-        RequestError, match=r"no usable validation picture: 5 entries were left out, the first, 'val2014/"
-    ):
+    with pytest.raises(RequestError, match=r"no usable validation picture: 5 left out, the first, 'val"):
         data(tmp_path).samples("validation")
     (tmp_path / "annotations" / "captions_val2014.json").unlink()
     with pytest.raises(RequestError, match=r"captions_val2014\.json' cannot be read: No such file"):

@@ -16,7 +16,7 @@ from aptp.core.data import Sample
 from aptp.core.errors import RequestError
 from aptp.core.pictures import decode
 from aptp.plugins.datasets._pairs import PICTURES, Found
-from aptp.plugins.datasets._shared import inside
+from aptp.plugins.datasets._shared import inside, size_of
 
 Naming = Literal["index", "crc32", "url"]
 
@@ -24,38 +24,40 @@ Naming = Literal["index", "crc32", "url"]
 def read_table(root: Path, table: Path, folder: Path, naming: Naming, skipped: dict[str, str]) -> Iterator[Found]:
     """The rows of a TSV whose pictures are under `folder`, named relative to `root`.
 
-    A third column names a row's picture, relative to `folder`. Otherwise it is called, with any ending or none and in
-    any folder under it, by its row's number from 0 (`12`, `000000012`, `12_CRC`), by the CRC-32 of its address, or as
-    its address is. A name that fits several rows or files fits none.
+    A third column names a row's picture, relative to `folder`; several rows may name one. Otherwise it is called, with
+    any ending or none and in any folder under it, by its row's number from 0 (`12`, `000000012`, `12_CRC`), by the
+    CRC-32 of its address, or as its address is. A name that fits several rows or files fits none.
     """
     files, rows = dict.fromkeys(_files(folder)), list(_rows(table))
     by_key: dict[str, list[str]] = {}
     for file in files:
         by_key.setdefault(_KEY_OF_FILE[naming](PurePosixPath(file)), []).append(file)
     used = Counter(_KEY_OF_ROW[naming](number, address) for number, _, address, name in rows if not name)
-    above = folder.relative_to(root)
+    above, told = folder.relative_to(root), Counter[str]()
     for number, caption, address, name in rows:
         who = f"{table.name}, row {number}"
         if not caption:
             skipped[who] = "its caption is empty"
             continue
         if name:
-            file = inside(name, f"row {number} of {str(table)!r}")
-            file = file if file in files else None
+            fitting = [file for file in [inside(name, f"row {number} of {str(table)!r}")] if file in files]
         else:
             key = _KEY_OF_ROW[naming](number, address)
             fitting = by_key.get(key, [])
             if len(fitting) > 1 or (fitting and used[key] > 1):
                 skipped[who] = f"the name of its picture, {key!r}, fits several rows or files"
                 continue
-            file = fitting[0] if fitting else None
-        if file is None:
+        size = size_of(folder / fitting[0]) if fitting else None
+        if size is None:
             skipped[who] = "its picture is missing"
-        elif naming == "index" and not name and _other_address(PurePosixPath(file), address):
-            skipped[who] = f"{file!r} is the picture of another address"
+        elif naming == "index" and not name and _other_address(PurePosixPath(fitting[0]), address):
+            skipped[who] = f"{fitting[0]!r} is the picture of another address"
         else:
-            path = folder / file
-            yield Found(Sample((above / file).as_posix(), caption, partial(decode, str(path))), path.stat().st_size)
+            picture = (above / fitting[0]).as_posix()
+            told[picture] += 1
+            id_ = picture if told[picture] == 1 else f"{picture}#{told[picture]}"
+            opened = partial(decode, str(folder / fitting[0]))
+            yield Found(Sample(id_, caption, opened, picture=picture), size)
 
 
 def _number_of(path: PurePosixPath) -> str:

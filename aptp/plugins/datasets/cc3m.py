@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from aptp.core.data import CaptionedDataset, Split
+from aptp.core.data import CaptionedDataset, Sample, Split
 from aptp.core.errors import RequestError
 from aptp.core.options import Options
 from aptp.plugins.datasets._pairs import Found, read_files, read_shards
@@ -61,7 +61,7 @@ class CC3M(CaptionedDataset):
             else divided(samples, options.validation)
         )
 
-    def samples(self, split: Split) -> Sequence:
+    def samples(self, split: Split) -> Sequence[Sample]:
         """The samples of a split by name. Raises `RequestError` if there are none."""
         return of_split(f"cc3m folder {self.options.path!r}", self._samples, split, self.skipped)
 
@@ -82,7 +82,7 @@ class CC3M(CaptionedDataset):
             raise RequestError(f"{str(tables[0])!r} and {tables[1].name!r} are both tables of {split}; keep one.")
         if tables:
             return tables[0], folder or self._root
-        return folder and (_table(folder), folder)
+        return (_table(folder), folder) if folder else None
 
     def _read(self, table: Path | None, folder: Path) -> Iterable[Found]:
         if table:

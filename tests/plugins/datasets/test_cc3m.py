@@ -241,6 +241,23 @@ def test_a_third_column_names_the_picture(tmp_path: Path):
     assert found.skipped == {"set.tsv, row 2": "its picture is missing"}
 
 
+def test_rows_that_name_one_picture_are_its_captions(tmp_path: Path):
+    write_table(tmp_path / "set.tsv", 4, **{f"_{i}": "a.png" for i in range(3)}, _3="b.png")
+    write_files(tmp_path, {"a": {"png": picture(0)}, "b": {"png": picture(1)}})
+    (tmp_path / "3.png").symlink_to("nowhere")
+    found = data(tmp_path, validation=0.5)
+    assert every_or_one(found) == {
+        "a.png": "caption 0",
+        "a.png#2": "caption 1",
+        "a.png#3": "caption 2",
+        "b.png": "caption 3",
+    }
+    assert {s.picture for samples in found._samples.values() for s in samples} == {"a.png", "b.png"}
+    assert found.fingerprint()
+    (tmp_path / "set.tsv").write_text("one\thttp://a\nof a link that leads nowhere\thttp://b\n" * 2)
+    assert data(tmp_path).skipped["set.tsv, row 3"] == "its picture is missing"
+
+
 def every_or_one(found: CC3M) -> dict[str, str]:
     """Of small sets, of which a split may be empty."""
     return {s.id: s.caption for samples in found._samples.values() for s in samples}

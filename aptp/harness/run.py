@@ -24,6 +24,7 @@ from aptp.core.progress import Progress, Quiet
 from aptp.core.record import Budget, Expert, Record, Result
 from aptp.harness import evaluate
 from aptp.harness.adapt import adapt
+from aptp.harness.lists import write_lists
 from aptp.harness.processes import alone, join
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
@@ -153,8 +154,8 @@ def _prepare(work: Workspace) -> None:
         source = work.dataset.fingerprint()
         if record.data.get("fingerprint", source) != source:
             raise RequestError(f"the data {config.data.name!r} has changed since {str(work.out)!r} was begun.")
-        train, _ = work.preparer.latents(work.chosen.train, source, "training")
-        validation, _ = work.preparer.latents(work.chosen.validation, source, "held-out")
+        train, *_ = work.preparer.latents(work.chosen.train, source, "training")
+        validation, *_ = work.preparer.latents(work.chosen.validation, source, "held-out")
         check_counts(config, train, validation)
         skipped = dict(work.preparer.skipped)
     if config.adapt.steps:
@@ -164,14 +165,10 @@ def _prepare(work: Workspace) -> None:
         work.train = work.preparer.pictures(train, source, "training")
         work.validation = work.preparer.pictures(validation, source, "held-out")
     skipped = work.chosen.skipped | skipped
-    record.data = {
-        "fingerprint": source,
-        "training_pictures": len(work.train),
-        "validation_pictures": len(work.validation),
-        "skipped": skipped,
-    }
+    record.data = {"fingerprint": source, **write_lists(work.out, train, validation, skipped)}
     if skipped:
-        work.warn(f"pictures skipped: {len(skipped)}; the first: {next(iter(skipped.values()))}.")
+        name, reason = next(iter(skipped.items()))
+        work.warn(f"left out of the data: {len(skipped)}, listed in data/skipped.jsonl; the first, {name!r}: {reason}.")
 
 
 class _Method(NamedTuple):

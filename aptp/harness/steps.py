@@ -86,6 +86,6 @@ def _error_on(work: Workspace, index: int, pictures: Int[Tensor, "mine"]) -> flo
     seed = work.config.seed
     chosen = pictures[batch_index(len(pictures), TRIED, 0, seed, "remaining error")]
     generator = generator_for(seed, "remaining error")
-    example = work.noiser(work.train.latents[chosen], work.train.text_states(chosen), generator)
+    example = work.noiser(work.train.latents_of(chosen), work.train.text_states(chosen), generator)
     expert = load_expert(work.path(expert_folder(index))).to(work.device)
     return float((answers(work, expert, example) - answers(work, work.dense, example)).double().square().mean())

@@ -22,13 +22,13 @@ from aptp.core.data import CaptionedDataset
 from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError
-from aptp.core.files import write_text
+from aptp.core.files import default_cache, write_text
 from aptp.core.progress import Progress
 from aptp.core.pruner import ScoringPruner, StaticPruner
 from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
-from aptp.harness.data import Pictures, Preparer, default_cache
+from aptp.harness.data import Pictures, Preparer
 from aptp.harness.exam import Exam
 from aptp.harness.processes import check_shares
 from aptp.harness.pruning import pruner_context

@@ -164,6 +164,12 @@ def aptp_datasets() -> list[PluginSpec]:
         PluginSpec(
             "imagefolder", f"{target}.imagefolder:ImageFolder", "a folder of pictures with metadata.jsonl or .csv"
         ),
+        PluginSpec("coco", f"{target}.coco:Coco", "MS-COCO captions, 2014 or 2017"),
+        PluginSpec(
+            "cc3m", f"{target}.cc3m:CC3M", "web pictures: a TSV with their folder, or img2dataset's shards or files"
+        ),
+        PluginSpec("datasets", f"{target}.library:Library", "whatever the datasets library loads, from disk or hub"),
+        PluginSpec("emoji", f"{target}.emoji:Emoji", "glyphs of a colour font with their Unicode names"),
     ]
 
 

@@ -47,7 +47,7 @@ WEIGHTS = {
 }
 TRAINING = {
     "steps": "training steps",
-    "batch": "pictures a step",
+    "batch": "pictures a step, of all processes together",
     "rate": "learning rate of AdamW",
     "schedule": "of the rate: `linear` falls to zero at the end, `constant` stays",
     "warmup": "steps over which the rate rises first",

@@ -88,7 +88,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
         return table
 
     fake = Harness()
-    stand_in(monkeypatch, "harness", run=fake.run, plan=fake.plan)
+    stand_in(monkeypatch, "harness", run=fake.run, plan=fake.plan, leave=lambda: None)
     stand_in(monkeypatch, "report", summary_table=summary_table)
     return fake
 

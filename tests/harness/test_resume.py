@@ -80,6 +80,7 @@ def test_a_damaged_checkpoint_is_one_sentence(config: RunConfig, killed_in_searc
     out = Path(shutil.copytree(killed_in_search, tmp_path / "run"))
     checkpoint = out / "checkpoints/search.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    (out / "checkpoints/search.before.safetensors").unlink(missing_ok=True)
     with pytest.raises(RequestError, match=r"checkpoint '.*search\.safetensors' is damaged") as caught:
         run(config, out, resume=True, host=default_host(), progress=Quiet())
     assert "\n" not in str(caught.value)

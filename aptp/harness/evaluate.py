@@ -23,6 +23,7 @@ from aptp.core.router import load_of, perplexity, serve
 from aptp.harness.clusters import nmi
 from aptp.harness.data import fit
 from aptp.harness.measure import latencies_ms, peak_memory_mb
+from aptp.harness.processes import by_itself
 from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
@@ -71,11 +72,10 @@ def draw_pictures(
     several processes, each draws parts of its own.
     """
     options = work.config.evaluate
-    with work.progress.task(f"drawing {folder.name}", len(prompts)) as advance:
-        for turn, start in enumerate(range(0, len(prompts), options.batch * 4)):
-            part = range(start, min(start + options.batch * 4, len(prompts)))
-            if turn % distributed.processes() != distributed.rank():
-                continue
+    starts = range(0, len(prompts), options.batch * 4)[distributed.rank() :: distributed.processes()]
+    parts = [range(start, min(start + options.batch * 4, len(prompts))) for start in starts]
+    with work.progress.task(f"drawing {folder.name}", sum(map(len, parts))) as advance:
+        for part in parts:
             if all((folder / f"{i:03d}.png").exists() for i in part):
                 advance(len(part))
                 continue
@@ -111,6 +111,11 @@ def metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Seq
     """Every configured metric over the pictures in `folder`; the main process's work."""
     if not distributed.is_main():
         return {}
+    with by_itself():
+        return _metrics_of(work, folder, questions, experts)
+
+
+def _metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Sequence[int]) -> dict[str, float]:
     metrics = [make(work.host, "metric", choice) for choice in work.config.metrics]
     figures: dict[str, float] = {}
     count, size = len(questions.samples), 64

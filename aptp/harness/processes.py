@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from aptp.config import RunConfig
@@ -39,6 +41,22 @@ def leave() -> None:
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """What one process does while others wait elsewhere: a torchmetrics metric that is made here asks them nothing.
+
+    By default it would meet the others where it is computed, and wait for them in vain.
+    """
+    from torchmetrics import metric
+
+    asks = metric.jit_distributed_available
+    metric.jit_distributed_available = lambda: False
+    try:
+        yield
+    finally:
+        metric.jit_distributed_available = asks
 
 
 def alone() -> str | None:

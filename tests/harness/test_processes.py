@@ -22,13 +22,17 @@ from aptp.core.record import Record
 from aptp.harness.processes import alone, check_shares, join
 
 LAUNCH = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 -m aptp run"
-PATIENCE = 300
+PATIENCE = 600
 TOLERANCE = 1e-4
 """Of a figure, relatively: two processes add up the same numbers in another order. Logs have six decimals."""
 
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def figures(path: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if isinstance(value, float)} for line in lines(path)]
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +97,9 @@ def test_when_one_process_dies_the_run_fails_and_says_so(interrupted: Path) -> N
 @pytest.mark.slow
 def test_two_processes_learn_as_one(finished, on_two: Path) -> None:
     for stage in ("search", "recover"):
-        one, two = lines(finished.out / f"logs/{stage}.jsonl"), lines(on_two / f"logs/{stage}.jsonl")
-        assert len(one) == len(two)
-        for step, other in zip(one, two, strict=True):
-            assert other == pytest.approx(step, rel=TOLERANCE, abs=2e-6), (stage, step["step"])
+        one, two = figures(finished.out / f"logs/{stage}.jsonl"), figures(on_two / f"logs/{stage}.jsonl")
+        for step, (figure, other) in enumerate(zip(one, two, strict=True)):
+            assert other == pytest.approx(figure, rel=TOLERANCE, abs=2e-6), (stage, step)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is the run that was never stopped, bit for bit."""
+"""A run that was killed and resumed is the run that was never stopped, bit for bit, whatever its last checkpoint is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from aptp.core.errors import RequestError
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.harness import run
+from aptp.harness.training import before
 from aptp.host import default_host
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ from aptp.host import default_host
 
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
-training.CHECKPOINT_SECONDS = 0.0
+training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = 0.0, float("inf")
 host = default_host()
 run(load_config(file=sys.argv[1]).resolved(host), Path(sys.argv[2]), resume=True, host=host, progress=Quiet())
 """
@@ -76,11 +77,17 @@ def killed_in_search(config: RunConfig, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-def test_a_damaged_checkpoint_is_one_sentence(config: RunConfig, killed_in_search: Path, tmp_path: Path) -> None:
+def damage(checkpoint: Path) -> None:
+    """Cut off its end; the one before it is there and stays whole."""
+    assert before(checkpoint).exists()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+
+
+def test_two_damaged_checkpoints_are_one_sentence(config: RunConfig, killed_in_search: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(killed_in_search, tmp_path / "run"))
     checkpoint = out / "checkpoints/search.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    (out / "checkpoints/search.before.safetensors").unlink(missing_ok=True)
+    damage(checkpoint)
+    shutil.copy(checkpoint, before(checkpoint))
     with pytest.raises(RequestError, match=r"checkpoint '.*search\.safetensors' is damaged") as caught:
         run(config, out, resume=True, host=default_host(), progress=Quiet())
     assert "\n" not in str(caught.value)
@@ -88,10 +95,15 @@ def test_a_damaged_checkpoint_is_one_sentence(config: RunConfig, killed_in_searc
 
 def test_twice_killed_and_resumed_is_the_same_run(finished, config: RunConfig, killed_in_search: Path) -> None:
     out = killed_in_search
+    damage(out / "checkpoints/search.safetensors")
     run_until(config, out, "logs/recover-01.jsonl", 1)
+    (warning,) = (text for text in Record.load(out / "record.json").warnings if "damaged" in text)
+    assert str(out / "checkpoints/search.safetensors") in warning
     assert not (out / "logs/recover.jsonl").exists()
+    damage(out / "checkpoints/recover-joint.safetensors")
     record = run(config, out, resume=True, host=default_host(), progress=Quiet())
     assert record.status == "done"
+    assert ["recover-joint.safetensors" in text for text in record.warnings if "damaged" in text] == [True]
     for name in ("router/router.safetensors", "router/space.json", "logs/search.jsonl", "logs/recover.jsonl"):
         assert (out / name).read_bytes() == (finished.out / name).read_bytes(), name
     experts = sorted(file.relative_to(out) for file in out.glob("experts/*/*"))

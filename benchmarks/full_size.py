@@ -1,4 +1,4 @@
-"""What published models cost, by kind of layer, and what a budget of 0.66 keeps of them; on the meta device, no weights.
+"""What published models cost, by kind of layer, and what 0.66 keeps of them; on the meta device, without weights.
 
     python benchmarks/full_size.py
 

@@ -1,7 +1,7 @@
 """What a step of recovery takes, in time and memory, plain and with what saves either.
 
-A step is the forward and backward pass of a student with the dense model as teacher, over a batch of 8. Its time is told
-as a ratio to the plain step of the same round, its memory as what tensors hold beside the weights.
+A step is the forward and backward pass of a student with the dense model as teacher, over a batch of 8. Its time is
+told as a ratio to the plain step of the same round, its memory as what tensors hold beside the weights.
 `pytest benchmarks/test_training.py --benchmark-only -s`
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -49,7 +49,7 @@ class Example(NamedTuple):
     """A batch of noised pictures with the text that conditions them."""
 
     diffused: Diffused
-    timesteps: Int[Tensor, "batch"]
+    timesteps: Num[Tensor, "batch"]
     text: TextStates
 
 
@@ -75,7 +75,8 @@ class Noiser:
         timesteps = torch.randint(first, end, (len(latents),), generator=generator)
         diffused = self.denoiser.diffuse(self.scheduler, latents, noise, timesteps)
         moved = {name: states.to(self.device) for name, states in text.items()}
-        return Example(Diffused(*(part.to(self.device) for part in diffused)), timesteps.to(self.device), moved)
+        diffused = Diffused(*(part.to(self.device) for part in diffused))
+        return Example(diffused, diffused.timesteps, moved)
 
 
 class Distiller:

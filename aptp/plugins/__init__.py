@@ -121,7 +121,13 @@ def aptp_denoisers() -> list[PluginSpec]:
             "aptp.plugins.denoisers.unet:UNetDenoiser",
             "UNet2DConditionModel: Stable Diffusion 1.x, 2.x and XL",
             f"{OPTIONS}:NoOptions",
-        )
+        ),
+        PluginSpec(
+            "sd3",
+            "aptp.plugins.denoisers.sd3:SD3Denoiser",
+            "SD3Transformer2DModel: Stable Diffusion 3 and 3.5",
+            f"{OPTIONS}:NoOptions",
+        ),
     ]
 
 

@@ -21,7 +21,7 @@ from aptp.core.pruner import StaticPruner
 from aptp.core.router import Router
 from aptp.host import KINDS, default_host
 from aptp.testing import (
-    FAMILIES,
+    MODELS,
     check_balancer,
     check_budget,
     check_dataset,
@@ -31,7 +31,6 @@ from aptp.testing import (
     check_metric,
     check_pruner,
     check_router,
-    tiny_unet,
 )
 
 BASES = {
@@ -101,7 +100,7 @@ def make(kind: str, name: str, options: dict):
 @names("denoiser")
 def test_denoisers_conform(name):
     family = HOST.target("denoiser", name)()
-    models = [unet for unet in map(tiny_unet, FAMILIES) if family.supports(unet)]
+    models = [model for model in (make() for make in MODELS.values()) if family.supports(model)]
     if not models:
         pytest.skip("its own tests bring a model that it supports")
     for model in models:

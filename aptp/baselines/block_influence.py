@@ -22,8 +22,8 @@ class BlockInfluencePruner(ScoringPruner):
     """A block's score is 1 − the mean cosine between what would pass it by and what leaves it.
 
     The cosine is taken over channels, at every place of an image or token of a sequence, the mean also over calibration
-    batches (and both streams of a joint block). Width gates all stay, so the floor is that of the blocks alone. (Men et al. 2024, "ShortGPT: Layers in
-    Large Language Models are More Redundant Than You Expect", equation 1.)
+    batches, and of a joint block over both its streams. Width gates all stay, so the floor is that of the blocks alone.
+    (Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", equation 1.)
     """
 
     Options = BlockInfluenceOptions

@@ -64,7 +64,7 @@ def _gate_block(module: nn.Module, site: Part, gates: Float[Tensor, "rows 1"]) -
             if leaving is None:  # a stream that ends in this block
                 return None
             gate = _rows_for(leaving, gates.to(leaving)).view(-1, *[1] * (leaving.ndim - 1))
-            return torch.lerp(passed, leaving, gate.expand_as(leaving))
+            return torch.lerp(passed.to(leaving.dtype), leaving, gate.expand_as(leaving))
 
         entering = passed_on(site, args, kwargs)
         if isinstance(output, tuple):

@@ -30,8 +30,8 @@ def diffuse(scheduler, latents: Tensor, noise: Tensor, timesteps: Int[Tensor, "b
     """Noise the latents and say what the model should predict.
 
     Args:
-        scheduler: a diffusers scheduler with `alphas_cumprod` and prediction type `epsilon` or `v_prediction`, or one of
-            flow matching with a fixed shift.
+        scheduler: a diffusers scheduler with `alphas_cumprod` and prediction type `epsilon` or `v_prediction`, or one
+            of flow matching with a fixed shift.
         latents, noise: [batch, channels, height, width].
         timesteps: [batch] training time steps.
 
@@ -62,7 +62,7 @@ def diffuse(scheduler, latents: Tensor, noise: Tensor, timesteps: Int[Tensor, "b
 
 
 def flow_sigmas(scheduler, timesteps: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-    """The share σ of noise at training time steps: σ = su / (1 + (s − 1)u), u = (t + 1)/T, with the scheduler's shift s.
+    """The share σ of noise at training time steps: σ = su / (1 + (s − 1)u), u = (t + 1)/T, with the scheduler's shift.
 
     Worked out from its configuration, since sampling overwrites the table that a scheduler starts with (Esser et al.
     2024, "Scaling Rectified Flow Transformers", section 5.3.2).
@@ -71,8 +71,8 @@ def flow_sigmas(scheduler, timesteps: Int[Tensor, "batch"]) -> Float[Tensor, "ba
     shift = config.get("shift", config.get("flow_shift"))
     if shift is None or config.get("use_dynamic_shifting") or config.get("invert_sigmas"):
         raise RequestError(
-            f"{type(scheduler).__name__} has no fixed shift from pictures to noise (use_dynamic_shifting, invert_sigmas); "
-            "a flow-matching scheduler with a shift can be trained."
+            f"{type(scheduler).__name__} has no fixed shift from pictures to noise (see use_dynamic_shifting and "
+            "invert_sigmas); a flow-matching scheduler with a shift can be trained."
         )
     share = (timesteps + 1).float() / config.num_train_timesteps
     return shift * share / (1 + (shift - 1) * share)

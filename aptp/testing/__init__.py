@@ -9,13 +9,24 @@ random models on the CPU; nothing is downloaded. For a balancer of your own, say
 
 from __future__ import annotations
 
-from aptp.testing.models import FAMILIES, tiny_cost_model, tiny_inputs, tiny_space, tiny_unet
+from aptp.testing.models import (
+    FAMILIES,
+    MODELS,
+    SD3,
+    tiny_cost_model,
+    tiny_inputs,
+    tiny_sd3,
+    tiny_space,
+    tiny_unet,
+)
 from aptp.testing.pictures import check_dataset, check_metric
 from aptp.testing.routing import check_balancer, check_encoder, check_router
 from aptp.testing.structure import check_budget, check_denoiser, check_granularity, check_pruner, tiny_pruner_context
 
 __all__ = [
     "FAMILIES",
+    "MODELS",
+    "SD3",
     "check_balancer",
     "check_budget",
     "check_dataset",
@@ -28,6 +39,7 @@ __all__ = [
     "tiny_cost_model",
     "tiny_inputs",
     "tiny_pruner_context",
+    "tiny_sd3",
     "tiny_space",
     "tiny_unet",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
+from aptp.api import denoiser_of
 from aptp.core.architecture import SearchSpace
 from aptp.core.budget import CostModel
 from aptp.plugins.budgets.macs import MacsBudget
-from aptp.plugins.denoisers.unet import UNetDenoiser
 from aptp.plugins.granularities.width_depth import WidthDepth
 
 Family = Literal["sd1", "sd2", "sdxl"]
@@ -29,7 +31,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 32,
     },
 }
-"""What sets each family's tiny model apart (in a diffusers config `attention_head_dim` is the number of heads)."""
+"""What sets the tiny U-Nets apart (in their diffusers config `attention_head_dim` is the number of heads)."""
+
+SD3: dict[str, dict[str, Any]] = {
+    "sd3": {},
+    "sd3.5": {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
+}
+"""What sets the tiny transformers of Stable Diffusion 3 apart (3.5's medium: the image attends to itself once more)."""
 
 
 def tiny_unet(family: Family = "sd2", seed: int = 0, **config: Any) -> UNet2DConditionModel:
@@ -37,8 +45,6 @@ def tiny_unet(family: Family = "sd2", seed: int = 0, **config: Any) -> UNet2DCon
 
     Args:
         config: entries that replace those of the family.
-
-    Norms and biases are random too: at their usual start they would hide a mask on the wrong side of a norm.
     """
     basis = {
         "sample_size": 8,
@@ -49,18 +55,54 @@ def tiny_unet(family: Family = "sd2", seed: int = 0, **config: Any) -> UNet2DCon
         "cross_attention_dim": 12,
         "norm_num_groups": 4,
     }
+    return _random(UNet2DConditionModel, seed, {**basis, **FAMILIES[family], **config})
+
+
+def tiny_sd3(family: str = "sd3", seed: int = 0, **config: Any) -> SD3Transformer2DModel:
+    """A stock transformer of about fifty thousand random parameters in the shape of Stable Diffusion 3 or 3.5.
+
+    Args:
+        config: entries that replace those of the family.
+    """
+    basis = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "num_attention_heads": 4,
+        "attention_head_dim": 6,
+        "joint_attention_dim": 12,
+        "caption_projection_dim": 24,
+        "pooled_projection_dim": 8,
+        "pos_embed_max_size": 8,
+    }
+    return _random(SD3Transformer2DModel, seed, {**basis, **SD3[family], **config})
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{family: partial(tiny_unet, family) for family in FAMILIES},
+    **{family: partial(tiny_sd3, family) for family in SD3},
+}
+"""A tiny model of every shape that a built-in family knows; each takes a `seed` and entries of its config."""
+
+
+def _random(kind: Any, seed: int, config: dict[str, Any]) -> Any:
+    """A model of a diffusers class. Norms and biases are random too.
+
+    At their usual start they would hide a mask on the wrong side of a norm.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(**{**basis, **FAMILIES[family], **config})
+        model = kind(**config)
         with torch.no_grad():
-            for parameter in unet.parameters():
+            for parameter in model.parameters():
                 if parameter.ndim == 1:
                     parameter.add_(0.3 * torch.randn_like(parameter))
-    return unet.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def tiny_inputs(
-    unet: nn.Module,
+    model: nn.Module,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
     *,
@@ -68,26 +110,29 @@ def tiny_inputs(
     sample_size: int = 8,
     text_tokens: int = 5,
 ) -> dict[str, Any]:
-    """Random keyword arguments for a call of a tiny U-Net; every row has a time step of its own."""
+    """Random keyword arguments for a call of a tiny model; every row has a time step, and a mask if any, of its own."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = UNetDenoiser().example_inputs(unet, sample_size, text_tokens)
+    inputs = denoiser_of(model).example_inputs(model, sample_size, text_tokens)
 
-    def fill(value: Any) -> Any:
+    def fill(name: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: fill(inner) for name, inner in value.items()}
+            return {name: fill(name, inner) for name, inner in value.items()}
         shape = (batch, *value.shape[1:])
+        if name.endswith("mask"):  # texts of some length, padded
+            lengths = torch.randint(1, shape[1] + 1, (batch, 1), generator=generator)
+            return (torch.arange(shape[1]) < lengths).to(dtype)
         if value.is_floating_point():
             return torch.randn(shape, generator=generator).to(dtype)
         return torch.randint(1, 999, shape, generator=generator)
 
-    return fill(inputs)
+    return fill("", inputs)
 
 
-def tiny_space(unet: nn.Module) -> SearchSpace:
+def tiny_space(model: nn.Module) -> SearchSpace:
     """APTP's own space, with every block a depth site."""
-    return SearchSpace(tuple(WidthDepth(WidthDepth.Options(blocks="all")).sites(UNetDenoiser().anatomy(unet))))
+    return SearchSpace(tuple(WidthDepth(WidthDepth.Options(blocks="all")).sites(denoiser_of(model).anatomy(model))))
 
 
-def tiny_cost_model(unet: nn.Module, space: SearchSpace) -> CostModel:
-    """Multiply-accumulates of a tiny U-Net on 8×8 latents."""
-    return MacsBudget(MacsBudget.Options()).profile(UNetDenoiser(), unet, space, tiny_inputs(unet))
+def tiny_cost_model(model: nn.Module, space: SearchSpace) -> CostModel:
+    """Multiply-accumulates of a tiny model on 8×8 latents."""
+    return MacsBudget(MacsBudget.Options()).profile(denoiser_of(model), model, space, tiny_inputs(model))

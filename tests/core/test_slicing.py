@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import aptp
 from aptp.core.errors import RequestError
 from aptp.core.slicing import WEIGHTS, PassThrough, save_expert
-from aptp.testing import FAMILIES, tiny_inputs, tiny_space, tiny_unet
+from aptp.testing import MODELS, tiny_inputs, tiny_space, tiny_unet
 
 
 def expected_weights(unet, space, architecture) -> dict[str, torch.Tensor]:
@@ -29,8 +29,12 @@ def expected_weights(unet, space, architecture) -> dict[str, torch.Tensor]:
             rows, columns, copies = ["conv1", "norm2", "time_emb_proj"], ["conv2"], 1
         elif site.kind == "attention_heads":
             rows, columns, copies = ["to_q", "to_k", "to_v"], ["to_out.0"], 1
+        elif site.kind == "joint_attention_heads":
+            rows = [*("to_q", "to_k", "to_v"), *("add_q_proj", "add_k_proj", "add_v_proj")]
+            columns, copies = ["to_out.0", "to_add_out"], 1
         else:
-            rows, columns, copies = ["net.0.proj"], ["net.2"], 2  # GEGLU: values, then gates
+            rows, columns = ["net.0.proj"], ["net.2"]
+            copies = 1 if site.path.startswith("transformer_blocks") else 2  # a U-Net's are GEGLU: values, then gates
         for side, names in enumerate((rows, columns)):
             for name in [f"{site.path}.{layer}.{end}" for layer in names for end in ("weight", "bias")]:
                 if name in weights and weights[name].ndim > side:
@@ -44,10 +48,10 @@ def _choose(chunks, kept):
     return [chunks[unit] for unit in kept]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 @given(keep=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_experts_are_slices(family, keep, seed):
-    unet = tiny_unet(family)
+    unet = MODELS[family]()
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     space = tiny_space(unet)
     architecture = aptp.Architecture.random(space, keep, seed)
@@ -116,10 +120,10 @@ def test_an_architecture_of_another_space_is_refused():
         aptp.slice(unet, foreign, aptp.Architecture.random(foreign))
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=sorted(MODELS))
 def saved(request, tmp_path_factory):
     """An expert, and its folder."""
-    unet = tiny_unet(request.param)
+    unet = MODELS[request.param]()
     space = tiny_space(unet)
     architecture = aptp.Architecture.random(space, 0.5, seed=2)
     expert = aptp.slice(unet, space, architecture)
@@ -147,7 +151,7 @@ def test_nothing_but_json_and_safetensors_is_written(saved):
 @pytest.mark.parametrize("options", [{}, {"ignore_mismatched_sizes": True}, {"low_cpu_mem_usage": False}])
 def test_stock_loading_of_an_expert_fails_loudly(saved, options):
     with pytest.raises(OSError, match="no file named"):
-        UNet2DConditionModel.from_pretrained(saved[1], **options)
+        type(saved[0]).from_pretrained(saved[1], **options)
 
 
 def _json(name: str, change):

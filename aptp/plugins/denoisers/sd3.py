@@ -37,8 +37,9 @@ class SD3Denoiser(Denoiser):
         return isinstance(module, SD3Transformer2DModel)
 
     def anatomy(self, module: SD3Transformer2DModel) -> Anatomy:
-        blocks = self.blocks(module)
-        return Anatomy(tuple(part for path in blocks for part in _walk(path, module.get_submodule(path))), tuple(blocks))
+        paths = self.blocks(module)
+        parts = (part for path in paths for part in _walk(path, module.get_submodule(path)))
+        return Anatomy(tuple(parts), tuple(paths))
 
     def blocks(self, module: SD3Transformer2DModel) -> Sequence[str]:
         return [f"transformer_blocks.{index}" for index in range(len(module.transformer_blocks))]
@@ -70,8 +71,8 @@ def _walk(path: str, block: JointTransformerBlock) -> Iterator[Part]:
     """The parts of one block in the order in which it runs them."""
     if not isinstance(block, JointTransformerBlock):
         raise RequestError(
-            f"{path!r} of this transformer is a {type(block).__name__}, which cannot be gated; Stable Diffusion 3's are "
-            "JointTransformerBlocks."
+            f"{path!r} of this transformer is a {type(block).__name__}, which cannot be gated; Stable Diffusion 3's "
+            "are JointTransformerBlocks."
         )
     inside = (path,)
     yield anatomy.block(path, 0, streams=STREAMS)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import aptp
-from aptp.testing import FAMILIES, tiny_inputs, tiny_unet
+from aptp.testing import MODELS, tiny_inputs, tiny_unet
 
 GRANULARITIES = ("width", "depth", "width-depth")
 
@@ -27,13 +27,13 @@ def counted(unet, **sizes) -> float:
 
 @functools.cache
 def profiled(family: str, granularity: str, size: int, tokens: int):
-    unet = tiny_unet(family)
+    unet = MODELS[family]()
     space = aptp.search_space(unet, granularity=granularity)
     return unet, space, aptp.cost_model(unet, space, budget="macs", sample_size=size, text_tokens=tokens)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 @settings(max_examples=4)  # torch's counter is slow
 @given(keep=st.floats(0, 1), seed=st.integers(0, 1000), sizes=st.sampled_from([(4, 9), (12, 1)]))
 def test_macs_are_those_of_the_sliced_model(family, granularity, keep, seed, sizes):

@@ -50,7 +50,9 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     source = find_model(name)
     try:
         with _quietly():
-            pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            index = DiffusionPipeline.load_config(source)
+            none = {name: None for name, entry in index.items() if entry == [None, None]}  # as SD 3's third encoder
+            pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **none)
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         if not Path(source).is_dir():
             raise RequestError(

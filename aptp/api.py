@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,6 +11,9 @@ from aptp.core.budget import CostModel
 from aptp.core.denoiser import Denoiser
 from aptp.core.errors import RequestError
 from aptp.host import Host, default_host
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def denoiser_of(module: nn.Module, host: Host | None = None) -> Denoiser:
@@ -21,6 +24,29 @@ def denoiser_of(module: nn.Module, host: Host | None = None) -> Denoiser:
         if family.supports(module):
             return family()
     raise RequestError(f"no denoiser family knows {type(module).__name__}; known: {', '.join(host.specs('denoiser'))}.")
+
+
+def pipeline_denoiser(pipeline: DiffusionPipeline, host: Host | None = None) -> Denoiser:
+    """The family of a pipeline's denoiser.
+
+    Raises:
+        RequestError: if no plugin knows it, or the pipeline lacks something that the family cannot do without.
+    """
+    host = host or default_host()
+    components = {host.target("denoiser", name).component for name in host.specs("denoiser")}
+    modules = [module for name in sorted(components) if (module := getattr(pipeline, name, None)) is not None]
+    if not modules:
+        raise RequestError(
+            f"a {type(pipeline).__name__} has no denoiser that could be pruned; a {' or a '.join(sorted(components))} "
+            "is right."
+        )
+    family = denoiser_of(modules[0], host)
+    for part in family.required(pipeline):
+        if getattr(pipeline, part, None) is None:
+            raise RequestError(
+                f"this {type(pipeline).__name__} has no {part}; a whole text-to-image pipeline is right."
+            )
+    return family
 
 
 def search_space(
@@ -57,5 +83,5 @@ def cost_model(
     """
     host = host or default_host()
     family = denoiser_of(module, host)
-    inputs = family.example_inputs(module, sample_size or module.config.sample_size, text_tokens)
+    inputs = family.example_inputs(module, sample_size or family.sample_size(module), text_tokens)
     return host.create("budget", budget, options).profile(family, module, space, inputs)

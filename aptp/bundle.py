@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from aptp.config import Choice
 from aptp.core.architecture import SearchSpace
+from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_json
@@ -43,6 +45,8 @@ class Bundle:
     model: str
     model_fingerprint: str
     component: str
+    call_options: dict[str, Any]
+    """What every call of the diffusers pipeline is given unless asked else (see `Denoiser.call_options`)."""
 
 
 def save_router(
@@ -60,7 +64,7 @@ def save_router(
     fractions: list[float],
     model: str,
     model_fingerprint: str,
-    component: str,
+    denoiser: Denoiser,
 ) -> None:
     """Write a router's folder; `router.json` comes last, so a folder that has it is whole."""
     write_json(folder / "space.json", space.to_dict())
@@ -81,7 +85,8 @@ def save_router(
             "fractions": fractions,
             "model": model,
             "model_fingerprint": model_fingerprint,
-            "component": component,
+            "component": denoiser.component,
+            "call_options": dict(denoiser.call_options),
         },
     )
 
@@ -127,6 +132,7 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
             data["model"],
             data["model_fingerprint"],
             data["component"],
+            data.get("call_options", {}),
         )
     except RequestError:
         raise

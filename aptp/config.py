@@ -105,9 +105,18 @@ class TrainingOptions(Options):
 
     steps: int = Field(0, ge=0)
     batch: int = Field(32, gt=0)
+    accumulate: int = Field(
+        1, gt=0, description="equal parts in which each process takes its share of a step's pictures, to save memory"
+    )
     rate: float = Field(1e-3, gt=0)
     schedule: Literal["linear", "constant"] = "linear"
     warmup: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _parts(self) -> TrainingOptions:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not divided by accumulate {self.accumulate}; choose a multiple")
+        return self
 
 
 class DistillOptions(Options):
@@ -230,6 +239,15 @@ class RunConfig(Options):
     experts: int = Field(4, gt=0)
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the denoiser's computations in training; weights, losses and evaluation stay in fp32"
+    )
+    checkpointing: bool = Field(
+        False, description="keep no activations within the denoiser's blocks in training, but compute them again"
+    )
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="where every training step's figures go beside the run's own logs"
+    )
     relaxation: RelaxationOptions = RelaxationOptions()
     prepare: PrepareOptions = PrepareOptions()
     distill: DistillOptions = DistillOptions()
@@ -249,6 +267,11 @@ class RunConfig(Options):
                 f"recover.rank {self.recover.rank} needs the package peft, which is not installed; "
                 "pip install 'aptp[peft]', or set recover.rank=0."
             )
+        for name in self.trackers:
+            if find_spec(name) is None:
+                raise RequestError(
+                    f"trackers names {name!r}, whose package is not installed; pip install 'aptp[{name}]', or drop it."
+                )
         one = {
             kind: getattr(self, kind).resolved(kind, host)
             for kind in ("encoder", "granularity", "budget", "router", "balancer")

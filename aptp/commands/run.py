@@ -10,6 +10,7 @@ import typer
 
 from aptp.commands.failing import Debug, checking, working
 from aptp.core.errors import RequestError
+from aptp.core.launched import rank
 
 if TYPE_CHECKING:
     from aptp.config import RunConfig
@@ -89,11 +90,16 @@ def run(
         from aptp.terminal import Terminal, show
 
         if dry_run:
+            if rank():
+                return
             with checking():
                 plan = harness.plan(resolved, folder, resume=resume, host=host)
             _show_plan(plan, folder)
             return
         record = harness.run(resolved, folder, resume=resume, host=host, progress=Terminal())
+        harness.leave()
+        if rank():
+            return
         from aptp.report import summary_table
 
         show(summary_table(record), f"report: {folder / 'report.html'}")

@@ -12,6 +12,7 @@ import typer
 from aptp.commands.failing import Debug, checking, working
 from aptp.commands.run import RUNS
 from aptp.core.errors import RequestError
+from aptp.core.launched import processes
 
 if TYPE_CHECKING:
     from aptp.sweep.grid import Sweep
@@ -45,6 +46,11 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Carry out a grid of runs; started again, it goes on and repeats none that is finished."""
+    if processes() > 1:
+        raise RequestError(
+            f"a sweep starts each run itself, but {processes()} processes were launched; start aptp sweep without a "
+            "launcher."
+        )
     axes = {
         "router": router,
         "balancer": balancer,

@@ -17,9 +17,9 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned picture, not yet opened.
+    """One captioned picture, not yet opened. A picture with several captions is several samples.
 
-    `id` names the picture within its data set and is stable between runs. `kind` is an optional label kept for analysis
+    `id` names the sample within its data set and is stable between runs. `kind` is an optional label kept for analysis
     (heat maps, difficulty); no stage trains on it.
     """
 
@@ -28,10 +28,20 @@ class Sample:
     open: Callable[[], Image.Image]
     """Decode the picture as RGB; raises `OSError` for a picture that cannot be read."""
     kind: str | None = None
+    picture: str | None = None
+    """The name of the picture where several samples show it, so that it is encoded once; `id` if not given."""
+
+    @property
+    def picture_id(self) -> str:
+        """The name of the picture."""
+        return self.id if self.picture is None else self.picture
 
 
 class CaptionedDataset(ABC):
-    """A source of captioned pictures with a training and a validation split."""
+    """A source of captioned pictures with a training and a validation split.
+
+    What was left out (a missing file, an empty caption) may be listed in an attribute `skipped`: names and reasons.
+    """
 
     Options: ClassVar[type[BaseModel]]
     """The options model of this data set; its instances are the constructor's only argument."""

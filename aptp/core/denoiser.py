@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from aptp.core.anatomy import Anatomy
+from aptp.core.errors import RequestError
 from aptp.core.objective import Diffused, diffuse
 
 if TYPE_CHECKING:
@@ -24,11 +25,31 @@ class Denoiser(ABC):
 
     component: ClassVar[str]
     """The attribute of a diffusers pipeline that holds the model: `"unet"` or `"transformer"`."""
+    call_options: ClassVar[Mapping[str, Any]] = {}
+    """What calls of the family's pipeline are given beside prompts, noise, steps and guidance, unless asked else."""
 
     @classmethod
     @abstractmethod
     def supports(cls, module: nn.Module) -> bool:
         """Whether `module` is of this family."""
+
+    def required(self, pipeline: DiffusionPipeline) -> Sequence[str]:
+        """What a pipeline must have beside the denoiser: among it all text encoders that it has a place for."""
+        texts = (name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer")))
+        return ["vae", "scheduler", *texts]
+
+    def sample_size(self, module: nn.Module) -> int:
+        """Height and width of the latents that `module` was trained on, in which it is pruned and served.
+
+        Raises:
+            RequestError: if its config does not say so in one number.
+        """
+        size = getattr(module.config, "sample_size", None)
+        if not isinstance(size, int):
+            raise RequestError(
+                f"this {type(module).__name__} has sample size {size!r}; one number, for a square, is right."
+            )
+        return size
 
     @abstractmethod
     def anatomy(self, module: nn.Module) -> Anatomy:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from aptp.core import distributed
 from aptp.core.errors import RequestError
 
 MIN_SNR_GAMMA = 5.0
@@ -109,17 +110,34 @@ def watch(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]
 
 
 def block_distillation(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], by_variance: bool = True
+    student: dict[str, Tensor],
+    teacher: dict[str, Tensor],
+    by_variance: bool = True,
+    variances: Float[Tensor, "blocks"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean over blocks of the MSE between their outputs.
 
     Args:
         by_variance: divide each block's by the variance of the teacher's output, so that none drowns the others (the
             paper's own: no).
+        variances: where `teacher` is a part of the global batch, those of the whole.
     """
-    errors = torch.stack([(student[path] - seen).square().mean() for path, seen in teacher.items()])
-    scales = torch.stack([seen.var().clamp(min=1e-8) for seen in teacher.values()])
-    return (errors / scales if by_variance else errors).mean()
+    errors = torch.stack([(student[path].float() - seen.float()).square().mean() for path, seen in teacher.items()])
+    if not by_variance:
+        return errors.mean()
+    variances = block_variances([teacher]) if variances is None else variances
+    return (errors / variances.clamp(min=1e-8).to(errors)).mean()
+
+
+def block_variances(parts: Sequence[dict[str, Tensor]]) -> Float[Tensor, "blocks"]:
+    """The variance of each block's output over the global batch, in float64, from this process's equal parts of it."""
+    outputs = [[seen.detach().float() for seen in part.values()] for part in parts]
+    size = torch.tensor([seen.numel() for seen in outputs[0]], device=outputs[0][0].device)
+    of_part = [torch.stack([torch.stack(torch.var_mean(seen)) for seen in part], 1) for part in outputs]
+    variances, means = distributed.gather(torch.stack(of_part).double()).unbind(1)  # [parts of all, blocks]
+    within = ((size - 1) * variances).sum(0)
+    between = (size * (means - means.mean(0)).square()).sum(0)
+    return (within + between) / (len(means) * size - 1)
 
 
 def resource_loss(cost: Float[Tensor, "batch"], target: float) -> Float[Tensor, ""]:

@@ -94,7 +94,8 @@ class Record(_Part):
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall time of each stage."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """Counts, skipped pictures, fingerprint."""
+    """A fingerprint of the whole set; for `training` and `validation` the numbers of pictures and captions used and the
+    SHA-256 of the file that lists them; some of what was left out and why, and how many there were."""
     budget: Budget | None = None
     experts: list[Expert] = Field(default_factory=list)
     routing: dict[str, Any] = Field(default_factory=dict)

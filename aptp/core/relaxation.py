@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from aptp.core import distributed
 from aptp.core.architecture import SearchSpace, harden
 from aptp.core.options import RelaxationOptions
 
@@ -36,6 +37,8 @@ class Relaxation:
     ) -> Float[Tensor, "batch gates"]:
         """Gates for training: noisy, and hard with straight-through gradients unless `hard` is off.
 
+        The noise is drawn for the global batch, of which each process takes its own rows: several draw what one would.
+
         `progress` is the share of the search that is done; where the options anneal, the noise falls with it to none,
         so that the search ends on the codes that are served.
         """
@@ -57,7 +60,9 @@ class Relaxation:
         return ((logits + noise + self.options.offset) / self.options.temperature).sigmoid()
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        uniform = torch.rand(like.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+        everyone = like.shape[0] * distributed.processes(), *like.shape[1:]
+        uniform = torch.rand(everyone, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+        uniform = distributed.own(uniform)
         noise: dict[Literal["logistic", "gumbel"], Tensor] = {
             "logistic": uniform.logit(),
             "gumbel": -(-uniform.log()).log(),

@@ -101,7 +101,11 @@ class Router(nn.Module, ABC):
         generator: torch.Generator,
         timesteps: Num[Tensor, "batch"] | None = None,
     ) -> Routing:
-        """One search step's gates and losses for a batch of prompts (this process's share of the global batch)."""
+        """One search step's gates and losses for a batch of prompts (this process's share of the global batch).
+
+        A loss over rows of the global batch (`aptp.core.distributed.gather`) is whole on every process, one over its
+        own rows a mean: the mean over processes is then right for both, and for their gradients.
+        """
 
     @abstractmethod
     def scores(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aptp.harness.plan import Plan, PlannedStage, plan
+from aptp.harness.processes import leave
 from aptp.harness.run import run
 
-__all__ = ["Plan", "PlannedStage", "plan", "run"]
+__all__ = ["Plan", "PlannedStage", "leave", "plan", "run"]

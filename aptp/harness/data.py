@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Module
 
 from aptp.core.data import Sample
 from aptp.core.denoiser import Denoiser
@@ -38,25 +38,32 @@ LONGEST_CAPTION = 2000
 class Pictures:
     """One split, ready for training: latents, and captions with their text states and embeddings.
 
-    Text states and embeddings are stored once a distinct caption; `caption_of` points from a picture to its own.
+    Latents are stored once a distinct picture, text states and embeddings once a distinct caption; `picture_of` and
+    `caption_of` point from a sample to its own. Where a picture has several captions, the samples of an epoch are all
+    of its pairs, in an order that the seed of the step settles.
     """
 
     samples: Sequence[Sample]
     latents: Float[Tensor, "pictures channels height width"]
+    picture_of: Int[Tensor, "samples"]
     captions: Sequence[str]
-    caption_of: Int[Tensor, "pictures"]
+    caption_of: Int[Tensor, "samples"]
     text: dict[str, Tensor]
     embeds: Float[Tensor, "captions embed"]
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    def latents_of(self, index: Int[Tensor, "batch"]) -> Float[Tensor, "batch channels height width"]:
+        """Latents of samples."""
+        return self.latents[self.picture_of[index]]
+
     def text_states(self, index: Int[Tensor, "batch"]) -> dict[str, Tensor]:
-        """Text states of pictures, float32."""
+        """Text states of samples, float32."""
         return {name: states[self.caption_of[index]].float() for name, states in self.text.items()}
 
     def prompts(self, index: Int[Tensor, "batch"] | None = None) -> PromptBatch:
-        """Pictures as a router sees them; all of them by default."""
+        """Samples as a router sees them; all of them by default."""
         index = torch.arange(len(self)) if index is None else index.cpu()
         caption = self.caption_of[index]
         return PromptBatch(
@@ -66,12 +73,6 @@ class Pictures:
     @property
     def kinds(self) -> list[str | None]:
         return [sample.kind for sample in self.samples]
-
-
-def default_cache() -> Path:
-    """`$APTP_CACHE`, or `aptp` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("APTP_CACHE") or Path(home) / "aptp")
 
 
 class Preparer:
@@ -87,7 +88,11 @@ class Preparer:
     @property
     def latent_size(self) -> int:
         """Height and width of the latents, the denoiser's own."""
-        return int(getattr(self.pipeline, self.denoiser.component).config.sample_size)
+        return self.denoiser.sample_size(self._module)
+
+    @property
+    def _module(self) -> Module:
+        return getattr(self.pipeline, self.denoiser.component)
 
     def pictures(self, samples: Sequence[Sample], source: str, what: str) -> Pictures:
         """Encode a split of the data set whose fingerprint is `source`.
@@ -95,42 +100,53 @@ class Preparer:
         Raises:
             RequestError: if no picture of it can be read.
         """
-        samples, latents = self.latents(samples, source, what)
+        samples, latents, picture_of = self.latents(samples, source, what)
         captions = sorted({sample.caption for sample in samples})
         place = {caption: i for i, caption in enumerate(captions)}
         return Pictures(
             samples,
             latents,
+            picture_of,
             captions,
             torch.tensor([place[sample.caption] for sample in samples]),
             self.text(captions, what),
             self.embeds(captions, what),
         )
 
-    def latents(self, samples: Sequence[Sample], source: str, what: str) -> tuple[list[Sample], Tensor]:
-        """The samples that open, and their latents; the others are listed in `skipped`.
+    def latents(self, samples: Sequence[Sample], source: str, what: str) -> tuple[list[Sample], Tensor, Tensor]:
+        """The samples that open, the latents of their pictures, and the place of each sample's picture among these.
+
+        Pictures that do not open are listed in `skipped`.
 
         Raises:
             RequestError: if none is left.
         """
-        ids = [sample.id for sample in samples]
+        shown = {sample.picture_id: sample for sample in samples}
+        ids = list(shown)
         scale = [self.pipeline.vae.config.get(name) for name in ("scaling_factor", "shift_factor")]
         key = _key("latents", source, ids, fingerprint(self.pipeline.vae), scale, self.latent_size)
-        cached = self._cached(key, lambda: self._encode_latents(samples, f"encoding {what} pictures"))
+        cached = self._cached(key, lambda: self._encode_latents(list(shown.values()), f"encoding {what} pictures"))
         skipped = json.loads(bytes(cached["skipped"].tolist()) or b"{}")
         self.skipped |= skipped
         if len(skipped) == len(ids):
             raise RequestError(
                 f"none of the {len(ids)} {what} pictures can be read; the first: {next(iter(skipped.values()))}."
             )
-        return [sample for sample in samples if sample.id not in skipped], cached["latents"].float()
+        place = {name: i for i, name in enumerate(name for name in ids if name not in skipped)}
+        opened = [sample for sample in samples if sample.picture_id in place]
+        picture_of = torch.tensor([place[sample.picture_id] for sample in opened])
+        return opened, cached["latents"].float(), picture_of
 
     def text(self, captions: Sequence[str], what: str) -> dict[str, Tensor]:
-        """Text states of captions, by the denoiser's argument names."""
+        """Text states of captions, by the denoiser's argument names.
+
+        Families that share an encoder read it differently, by their pipeline's kind and the denoiser's config.
+        """
         encoders = [
             c for n, c in sorted(self.pipeline.components.items()) if n.startswith("text_encoder") and c is not None
         ]
-        key = _key("text", captions, fingerprint(*encoders), self.latent_size)
+        config = {name: str(value) for name, value in self._module.config.items() if not name.startswith("_")}
+        key = _key("text", captions, fingerprint(*encoders), self.latent_size, type(self.pipeline).__name__, config)
 
         def encode(chunk: Sequence[str]) -> dict[str, Tensor]:
             return self.denoiser.encode_text(
@@ -162,7 +178,7 @@ class Preparer:
                 try:
                     pictures.append(fit(sample, size))
                 except OSError as error:
-                    skipped[sample.id] = str(error)
+                    skipped[sample.picture_id] = str(error)
             if not pictures:
                 return {}
             pixels = self.pipeline.image_processor.preprocess(pictures).to(vae.device, vae.dtype)
@@ -202,10 +218,12 @@ def fit(sample: Sample, size: int):
     """A sample's picture, cropped at the centre and scaled to `size` × `size`; raises `OSError` if it does not open."""
     from PIL import Image, ImageOps
 
+    from aptp.core.pictures import upright_rgb
+
     try:
-        return ImageOps.fit(sample.open().convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        return ImageOps.fit(upright_rgb(sample.open()), (size, size), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OSError(f"{sample.id} does not open as a picture: {error}") from error
+        raise OSError(f"{sample.picture_id} does not open as a picture: {error}") from error
 
 
 def _key(kind: str, *parts: object) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from aptp.core import distributed
 from aptp.core.data import Sample
 from aptp.core.files import replacing, write_json
 from aptp.core.metric import GenerationBatch
@@ -66,12 +67,15 @@ def draw_pictures(
 
     `steps` are the sampling steps, the run's own by default.
 
-    A part of four batches is drawn whole or not at all, so that a resumed run draws the same bits.
+    A part of four batches is drawn whole or not at all, so that a resumed run draws the same bits. Of
+    several processes, each draws parts of its own.
     """
     options = work.config.evaluate
     with work.progress.task(f"drawing {folder.name}", len(prompts)) as advance:
-        for start in range(0, len(prompts), options.batch * 4):
+        for turn, start in enumerate(range(0, len(prompts), options.batch * 4)):
             part = range(start, min(start + options.batch * 4, len(prompts)))
+            if turn % distributed.processes() != distributed.rank():
+                continue
             if all((folder / f"{i:03d}.png").exists() for i in part):
                 advance(len(part))
                 continue
@@ -86,6 +90,7 @@ def draw_pictures(
             )
             for place, image in zip(part, drawn.images, strict=True):
                 save_picture(image, folder / f"{place:03d}.png")
+    distributed.wait()
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
@@ -103,7 +108,9 @@ def save_real(work: Workspace, questions: Questions) -> None:
 
 
 def metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Sequence[int]) -> dict[str, float]:
-    """Every configured metric over the pictures in `folder`."""
+    """Every configured metric over the pictures in `folder`; the main process's work."""
+    if not distributed.is_main():
+        return {}
     metrics = [make(work.host, "metric", choice) for choice in work.config.metrics]
     figures: dict[str, float] = {}
     count, size = len(questions.samples), 64
@@ -221,7 +228,8 @@ def measure_latency(work: Workspace, rows: Sequence[tuple[Result, RoutedPipeline
     models = {}
     for _, pipe, experts in rows:
         models |= {(pipe.run, i): work.dense if i < 0 else pipe.expert(i) for i in set(experts)}
-    times = latencies_ms(work.denoiser, list(models.values()), work.sample_size, work.text_tokens)
+    calls = list(models.values()), work.sample_size, work.text_tokens
+    times = distributed.on_main(lambda: latencies_ms(work.denoiser, *calls))
     of = dict(zip(models, times, strict=True))
     for result, pipe, experts in rows:
         result.latency_ms = fmean(of[pipe.run, i] for i in experts)
@@ -270,7 +278,7 @@ def draw_gallery(
         return
     samples = [questions.samples[i] for i in chosen]
     columns: list[dict] = [{"name": "real", "folder": "gallery/real"}]
-    for place, i in enumerate(chosen):
+    for place, i in enumerate(chosen) if distributed.is_main() else ():
         save_picture(Image.open(questions.real / f"{i:03d}.png"), work.path(f"gallery/real/{place:03d}.png"))
     models = [("dense", "dense", pipe, -1)]
     models += [(f"expert {k}", f"expert-{k:02d}", pipe, k) for k in range(len(pipe.bundle.fractions))]
@@ -284,4 +292,5 @@ def draw_gallery(
         {"prompt": s.caption, "kind": s.kind, "seed": questions.seeds[i], "expert": int(route[questions.index[i]])}
         for i, s in zip(chosen, samples, strict=True)
     ]
-    write_json(work.path("gallery/gallery.json"), json.loads(json.dumps({"prompts": prompts, "columns": columns})))
+    if distributed.is_main():
+        write_json(work.path("gallery/gallery.json"), json.loads(json.dumps({"prompts": prompts, "columns": columns})))

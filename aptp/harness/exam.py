@@ -34,7 +34,7 @@ class Exam:
         """At most `evaluate.exam` pictures, each noised to a random time."""
         generator = generator_for(work.config.seed, "teacher error")
         index = torch.randperm(len(work.validation), generator=generator)[: work.config.evaluate.exam]
-        example = work.noiser(work.validation.latents[index], work.validation.text_states(index), generator)
+        example = work.noiser(work.validation.latents_of(index), work.validation.text_states(index), generator)
         return cls(work, index, example, answers(work, work.dense, example))
 
     def __len__(self) -> int:

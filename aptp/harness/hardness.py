@@ -51,7 +51,7 @@ def hurt_of_pruning(work: Workspace, expert: int) -> Float[Tensor, "pictures"]:
     hurt = torch.zeros(len(index), dtype=torch.float64)
     for place in range(TIMES):
         timestep = (2 * place + 1) * times // (2 * TIMES)
-        example = work.noiser(validation.latents[index], validation.text_states(index), generator, timestep)
+        example = work.noiser(validation.latents_of(index), validation.text_states(index), generator, timestep)
         away = answers(work, sliced, example) - answers(work, work.dense, example)
         error = away.square().flatten(1).mean(1).double()
         hurt += error / error.mean() / TIMES

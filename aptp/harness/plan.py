@@ -55,7 +55,8 @@ def plan(config: RunConfig, out: Path, *, resume: bool = False, host: Host) -> P
 
 def _estimate(work: Workspace) -> Plan:
     config, target = work.config, work.config.budget.target
-    pictures = len(work.chosen.train) + len(work.chosen.validation)
+    samples = [*work.chosen.train, *work.chosen.validation]
+    pictures, captions = (len({of(s) for s in samples}) for of in (lambda s: s.picture_id, lambda s: s.caption))
     call = _seconds_of_call(work)
     encode = _seconds_of_encoding(work)
     prompts = min(config.evaluate.prompts, len(work.chosen.validation))
@@ -77,7 +78,7 @@ def _estimate(work: Workspace) -> Plan:
     weights = sum(p.numel() * 4 for p in work.dense.parameters()) / 1e6
     experts = weights * target * (config.experts + len(config.compare))
     latents = pictures * work.dense.config.in_channels * work.sample_size**2 * 4 / 1e6
-    text = pictures * work.text_tokens * 4 * _text_width(work) / 1e6
+    text = captions * 4 * _text_values(work) / 1e6
     whose = "expert" if config.recover.per == "expert" else "pruned model"
     stages = [
         PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
@@ -130,5 +131,6 @@ def _seconds_of_encoding(work: Workspace) -> float:
     return (time.perf_counter() - start) / PROBE
 
 
-def _text_width(work: Workspace) -> int:
-    return int(work.preparer.text([""], "empty")["encoder_hidden_states"].shape[-1])
+def _text_values(work: Workspace) -> int:
+    """How many numbers the text states of one caption are."""
+    return sum(states[0].numel() for states in work.preparer.text([""], "empty").values())

@@ -62,7 +62,7 @@ def _calibration_losses(work: Workspace, timestep: int | None = None) -> Iterato
     while True:
         index = batch_index(len(work.train), work.config.search.batch, step, work.config.seed, "calibration")
         generator = generator_for(work.config.seed, "calibration", step)
-        example = work.noiser(work.train.latents[index], work.train.text_states(index), generator, timestep)
+        example = work.noiser(work.train.latents_of(index), work.train.text_states(index), generator, timestep)
         prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
         weight = example.diffused.weight
         yield weighted_mse(prediction, example.diffused.target, weight if timestep is None else torch.ones_like(weight))

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aptp.core import distributed
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
@@ -27,7 +28,17 @@ from aptp.harness.fresh import fresh_share, renew
 from aptp.harness.low_rank import low_rank
 from aptp.harness.search import Found
 from aptp.harness.steps import joint_steps, own_steps, total_steps
-from aptp.harness.training import batch_index, generator_for, train, weighted, with_dropout
+from aptp.harness.training import (
+    Example,
+    batch_index,
+    before,
+    dropped,
+    generator_for,
+    micro_batches,
+    recomputing,
+    train,
+    with_dropout,
+)
 from aptp.harness.workspace import Workspace, expert_folder
 
 
@@ -50,7 +61,7 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
     options = work.config.recover
     if options.start == "fresh":
         _warn_of_fresh_starts(work, len(architectures))
-    route = serve(work.scores(work.train), bias)
+    route = distributed.shared(serve(work.scores(work.train), bias))
     load = load_of(route, len(architectures))
     total, joint = total_steps(options, load), joint_steps(options, load)
     if not total:
@@ -69,9 +80,11 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             gates = torch.stack([architecture.gates for architecture in architectures])[route]
             _train(work, together, "joint", torch.arange(len(route)), joint, observe("all experts", 0), gates)
             for index, architecture in enumerate(architectures):
-                folder = work.path(expert_folder(index))
-                if not work.path(f"checkpoints/recover-{index:02d}.safetensors").exists():
-                    save_expert(slice(together, work.space, architecture), architecture, folder)
+                own = work.path(f"checkpoints/recover-{index:02d}.safetensors")
+                if distributed.is_main() and not (own.exists() or before(own).exists()):
+                    expert = slice(together, work.space, architecture)
+                    save_expert(expert, architecture, work.path(expert_folder(index)))
+            distributed.wait()
         shares = own_steps(work, route, load)
         for index, architecture in enumerate(architectures):
             mine = (route == index).nonzero().flatten()
@@ -80,8 +93,11 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             expert = load_expert(work.path(expert_folder(index))).to(work.device)
             told = observe(f"expert {index}", joint + sum(shares[:index]))
             _train(work, expert, f"{index:02d}", mine, shares[index], told)
-            save_expert(expert, architecture, work.path(expert_folder(index)))
-    _join_logs(work, total)
+            if distributed.is_main():
+                save_expert(expert, architecture, work.path(expert_folder(index)))
+    if distributed.is_main():
+        _join_logs(work, total)
+    distributed.wait()
     return total
 
 
@@ -118,30 +134,38 @@ def _train(
         unconditional = work.denoiser.unconditional(work.pipeline, work.sample_size)
     nothing = {name: states.cpu() for name, states in unconditional.items()}
 
-    def step_loss(step: int) -> dict[str, Tensor]:
+    def learn(step: int) -> dict[str, Tensor]:
         own = batch_index(len(pictures), options.batch, step, seed, "recover", name)
         index = pictures[own]
         generator = generator_for(seed, "recover", name, step)
-        text = with_dropout(work.train.text_states(index), nothing, options.caption_dropout, generator)
-        example = work.noiser(work.train.latents[index], text, generator)
-        taught = work.distiller.teach(example, options.weights)
-        with _gating(work, student, None if gates is None else gates[index].to(work.device)):
-            seen = work.distiller.terms(student, example, taught)
-        return {"loss": weighted(seen, options.weights), **seen}
+        lost = dropped(len(index), options.caption_dropout, generator)
+        noised = work.noiser.draw(work.train.latents_of(index), generator)
+        parts = micro_batches(options)
+
+        def example(place: int) -> Example:
+            rows = parts[place]
+            text = with_dropout(work.train.text_states(index[rows]), nothing, lost[rows])
+            return work.noiser.example(noised, rows, text)
+
+        def gating(place: int) -> AbstractContextManager[Any]:
+            if gates is None:
+                return nullcontext()
+            return gated(student, work.space, gates[index[parts[place]]].to(work.device))
+
+        examples = [example(place) for place in range(len(parts))]
+        return work.distiller.learn(student, examples, options.weights, gating)
 
     student.requires_grad_(True)
-    with low_rank(student, options.rank, seed, "recover", name) if options.rank else nullcontext():
+    changes = low_rank(student, options.rank, seed, "recover", name) if options.rank else nullcontext()
+    with recomputing(student, work.config.checkpointing), changes:
         train(
             module=student,
             options=options,
             steps=steps,
             checkpoint=work.path(f"checkpoints/recover-{name}.safetensors"),
             log=work.path(f"logs/recover-{name}.jsonl"),
-            step_loss=step_loss,
+            learn=learn,
             observe=observe,
+            warn=work.warn,
         )
     student.requires_grad_(False).eval()
-
-
-def _gating(work: Workspace, student: nn.Module, gates: Tensor | None) -> AbstractContextManager[Any]:
-    return nullcontext() if gates is None else gated(student, work.space, gates)

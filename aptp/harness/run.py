@@ -17,12 +17,15 @@ from torch import Tensor
 
 from aptp.bundle import load_bundle, save_router
 from aptp.config import RunConfig, check_folder
+from aptp.core import distributed
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
-from aptp.core.progress import Progress
+from aptp.core.progress import Progress, Quiet
 from aptp.core.record import Budget, Expert, Record, Result
 from aptp.harness import evaluate
 from aptp.harness.adapt import adapt
+from aptp.harness.lists import write_lists
+from aptp.harness.processes import alone, join
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.selection import check_counts
@@ -51,36 +54,53 @@ MISSED = 0.01
 def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progress: Progress) -> Record:
     """Carry out a resolved configuration in the directory `out`.
 
+    Of several processes that were launched together, each calls this. The main one writes what the run leaves, in its
+    own `out`, which the others have to see.
+
     Raises:
         RequestError: before any long work, if the request cannot be carried out or `out` belongs to another one.
     """
     config = config.settled()
-    check_folder(config, out, resume)
-    record = _record(config, out)
+    join(config)
+    out = distributed.shared(out)
+    record = distributed.on_main(lambda: _record(config, out, resume))
+    main = distributed.is_main()
     if record.status == "done":
-        write_report(out)
+        if main:
+            write_report(out)
         return record
     record.status, record.error, record.warnings = "running", None, []
-    work = Workspace.open(config, out, host, progress, record)
+    work = Workspace.open(config, out, host, progress if main else Quiet(), record)
     model = pipeline_fingerprint(work.pipeline)
     if record.model not in (None, model):
         raise RequestError(f"model {config.model!r} has changed since {str(out)!r} was begun; choose another --out.")
     record.model = model
+    if main:
+        write_text(work.path("config.yaml"), config.to_yaml())
+    work.keep()
+    if lonely := alone():
+        work.warn(lonely)
+    trackers = work.trackers
     try:
         _stages(work)
     except BaseException as error:
         record.status, record.error = "failed", f"{type(error).__name__}: {error}"
-        record.save(out / "record.json")
+        work.keep()
         raise
+    finally:
+        if trackers:
+            trackers.end()
     record.status, record.error, record.finished = "done", None, _now()
-    record.save(out / "record.json")
-    write_report(out)
-    host.hook.aptp_run_end(record=record)
+    work.keep()
+    if main:
+        write_report(out)
+        host.hook.aptp_run_end(record=record)
     return record
 
 
-def _record(config: RunConfig, out: Path) -> Record:
+def _record(config: RunConfig, out: Path, resume: bool) -> Record:
     """The record of the run in `out`, which goes on, or a new one."""
+    check_folder(config, out, resume)
     if (out / "record.json").exists():
         return Record.load(out / "record.json")
     versions = {"python": platform.python_version()}
@@ -92,18 +112,18 @@ def _record(config: RunConfig, out: Path) -> Record:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": distributed.processes(),
     }
     return Record(started=_now(), config=config.model_dump(mode="json"), versions=versions, hardware=hardware)
 
 
 def _stages(work: Workspace) -> None:
     record, config = work.record, work.config
-    write_text(work.path("config.yaml"), config.to_yaml())
-    record.save(work.path("record.json"))
     _prepare(work)
     questions = evaluate.Questions.draw(work)
     method = _method(work)
-    evaluate.save_real(work, questions)
+    if distributed.is_main():
+        evaluate.save_real(work, questions)
     with _timed(work, "evaluate"):
         dense, *fewer = evaluate.dense_results(work, method.pipe, questions)
         rows = [(dense, method.pipe, [-1] * len(questions.samples)), _row(work, method, questions)]
@@ -121,7 +141,7 @@ def _stages(work: Workspace) -> None:
     for static, (result, _, _) in zip(statics, rows[2:], strict=True):
         static.record.results = [result]
         static.record.status, static.record.finished = "done", _now()
-        static.record.save(static.path("record.json"))
+        static.keep()
         inside = static.out.relative_to(work.out).as_posix()
         record.results.append(result.model_copy(update={"samples": f"{inside}/{result.samples}"}))
     with _timed(work, "gallery"):
@@ -130,29 +150,25 @@ def _stages(work: Workspace) -> None:
 
 def _prepare(work: Workspace) -> None:
     config, record = work.config, work.record
-    with _timed(work, "prepare"):
+    with _timed(work, "prepare"), distributed.main_first():
         source = work.dataset.fingerprint()
         if record.data.get("fingerprint", source) != source:
             raise RequestError(f"the data {config.data.name!r} has changed since {str(work.out)!r} was begun.")
-        train, _ = work.preparer.latents(work.chosen.train, source, "training")
-        validation, _ = work.preparer.latents(work.chosen.validation, source, "held-out")
+        train, *_ = work.preparer.latents(work.chosen.train, source, "training")
+        validation, *_ = work.preparer.latents(work.chosen.validation, source, "held-out")
         check_counts(config, train, validation)
         skipped = dict(work.preparer.skipped)
     if config.adapt.steps:
         with _timed(work, "adapt"):
             adapt(work, train, source)
-    with _timed(work, "prepare"):
+    with _timed(work, "prepare"), distributed.main_first():
         work.train = work.preparer.pictures(train, source, "training")
         work.validation = work.preparer.pictures(validation, source, "held-out")
     skipped = work.chosen.skipped | skipped
-    record.data = {
-        "fingerprint": source,
-        "training_pictures": len(work.train),
-        "validation_pictures": len(work.validation),
-        "skipped": skipped,
-    }
+    record.data = {"fingerprint": source, **write_lists(work.out, train, validation, skipped)}
     if skipped:
-        work.warn(f"pictures skipped: {len(skipped)}; the first: {next(iter(skipped.values()))}.")
+        name, reason = next(iter(skipped.items()))
+        work.warn(f"left out of the data: {len(skipped)}, listed in data/skipped.jsonl; the first, {name!r}: {reason}.")
 
 
 class _Method(NamedTuple):
@@ -170,10 +186,11 @@ def _method(work: Workspace) -> _Method:
         found = search(work)
         work.architectures = found.architectures
     fractions = [float(work.cost_model.fraction(a.gates)) for a in found.architectures]
-    if not work.sliced:
+    if distributed.is_main() and not work.sliced:
         with _timed(work, "slice"):
             make_experts(work, found)
             _save_router(work, found, fractions)
+    distributed.wait()
     with _timed(work, "recover"):
         steps = recover(work, found.architectures, found.bias)
     pipe = RoutedPipeline(work.out, load_bundle(work.out, work.host, work.encoder), work.pipeline)
@@ -181,7 +198,7 @@ def _method(work: Workspace) -> _Method:
     with _timed(work, "evaluate"):
         record.routing |= exam_figures(work, pipe, route)
     _describe(work, found, fractions)
-    record.save(work.path("record.json"))
+    work.keep()
     return _Method(pipe, route, steps)
 
 
@@ -201,7 +218,7 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
         fractions=fractions,
         model=config.model,
         model_fingerprint=pipeline_fingerprint(work.pipeline),
-        component=work.denoiser.component,
+        denoiser=work.denoiser,
     )
 
 
@@ -244,8 +261,7 @@ def _describe(work: Workspace, found: Found, fractions: list[float]) -> None:
 
 def _row(work: Workspace, method: _Method, questions: evaluate.Questions) -> tuple[Result, RoutedPipeline, list[int]]:
     """A method's figures, all but its latency, with its pipeline and the expert of each evaluation prompt."""
-    config, seconds = work.config, work.record.seconds
-    name = config.pruner.name if config.pruner else f"{config.router.name}+{config.balancer.name}"
+    seconds, name = work.record.seconds, work.method
     spent = seconds["search"] + seconds["recover"]
     error = work.record.routing["oracle"]["teacher_error"]
     result = evaluate.method_result(work, method.pipe, questions, name, method.route, error, method.steps, spent)
@@ -260,7 +276,7 @@ def _timed(work: Workspace, stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
-        work.record.save(work.path("record.json"))
+        work.keep()
 
 
 def _now() -> str:

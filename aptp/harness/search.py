@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from aptp.core import distributed
 from aptp.core.architecture import Architecture, harden
 from aptp.core.calibration import calibrate, expected_cost
 from aptp.core.gates import gated
@@ -15,7 +16,7 @@ from aptp.core.objective import resource_loss, spread_loss
 from aptp.core.pruner import Pruned
 from aptp.core.router import load_of, perplexity, serve
 from aptp.harness.pruning import prune
-from aptp.harness.training import batch_index, generator_for, weighted
+from aptp.harness.training import batch_index, generator_for, micro_batches, recomputing
 from aptp.harness.workspace import Workspace, expert_folder
 
 FAR_FROM_TARGET = 0.05
@@ -44,6 +45,9 @@ def search(work: Workspace) -> Found:
 
 
 def _learned(work: Workspace) -> Found:
+    with distributed.main_first():  # which scores the gates that a search starts from
+        router = work.router
+    distributed.agree(router)
     if work.router.learns:
         _train_router(work)
     work.router.eval()
@@ -97,16 +101,29 @@ def _train_router(work: Workspace) -> None:
     config, options = work.config, work.config.search
     router, relaxation = work.router.train(), work.router_context.relaxation
 
-    def step_loss(step: int) -> dict[str, Tensor]:
+    def learn(step: int) -> dict[str, Tensor]:
+        """The router sees all rows of this process at once, the denoiser a micro-batch at a time.
+
+        So what depends on the whole batch (transport, contrast, cost) does not on how the denoiser's share is divided,
+        and the gates' gradient is gathered before it goes on into the router.
+        """
         index = batch_index(len(work.train), options.batch, step, config.seed, "search")
         generator = generator_for(config.seed, "search", step)
-        example = work.noiser(work.train.latents[index], work.train.text_states(index), generator)
-        prompts = work.train.prompts(index).to(work.device)
-        routing = router(prompts, step=step, generator=generator, timesteps=example.timesteps)
-        taught = work.distiller.teach(example, options.weights)
-        with gated(work.dense, work.space, routing.gates):
-            seen = work.distiller.terms(work.dense, example, taught)
-        cost = work.cost_model.fraction(routing.gates)
+        noised = work.noiser.draw(work.train.latents_of(index), generator)
+        parts = micro_batches(options)
+        mine = slice(parts[0].start, parts[-1].stop)
+        prompts = work.train.prompts(index[mine]).to(work.device)
+        timesteps = noised.timesteps[mine].to(work.device)
+        routing = router(prompts, step=step, generator=generator, timesteps=timesteps)
+        gates = routing.gates.detach().requires_grad_()
+        of_part = gates.split(len(gates) // len(parts))
+        seen = work.distiller.learn(
+            work.dense,
+            [work.noiser.example(noised, rows, work.train.text_states(index[rows])) for rows in parts],
+            options.weights,
+            lambda place: gated(work.dense, work.space, of_part[place]),
+        )
+        cost = distributed.gather(work.cost_model.fraction(routing.gates))
         own = (routing.index < 0).all()
         costs = cost if own else work.cost_model.fraction(relaxation.straight_through(router.codes()))
         terms = {
@@ -114,7 +131,9 @@ def _train_router(work: Workspace) -> None:
             "spread": options.spread * spread_loss(costs),
             **routing.losses,
         }
-        total = sum(terms.values()) + weighted(seen, options.weights)
-        return {"loss": total, "cost": cost.mean().detach(), **seen, **terms}
+        of_router = sum(terms.values())
+        (of_router + (routing.gates * gates.grad).sum()).backward()
+        return {**seen, **terms, "cost": cost.mean(), "loss": seen["loss"] + of_router}
 
-    work.fit("search", "searching for experts", router, options, step_loss)
+    with recomputing(work.dense, config.checkpointing):
+        work.fit("search", "searching for experts", router, options, learn)

@@ -1,4 +1,4 @@
-"""Which samples of a data set a run uses: good captions only, a seeded subset where there are more than wanted."""
+"""Which samples of a data set a run uses: good captions only, a seeded subset where there are too many pictures."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def choose(dataset: CaptionedDataset, options: PrepareOptions, seed: int) -> Cho
                 skipped[sample.id] = reason
             else:
                 good.append(sample)
-        if limit is not None and limit < len(good):
-            order = torch.randperm(len(good), generator=generator_for(seed, "subset", split))
-            good = [good[i] for i in order[:limit].sort().values]
+        pictures = list(dict.fromkeys(sample.picture_id for sample in good))
+        if limit is not None and limit < len(pictures):
+            order = torch.randperm(len(pictures), generator=generator_for(seed, "subset", split))
+            kept = {pictures[i] for i in order[:limit]}
+            good = [sample for sample in good if sample.picture_id in kept]
         splits.append(good)
     return Chosen(*splits, skipped)
 
@@ -59,5 +61,5 @@ def check_counts(config: RunConfig, train: Sequence[Sample], validation: Sequenc
     prompts = len({sample.caption for sample in train})
     if config.experts > prompts:
         raise RequestError(f"{config.experts} experts are more than the {prompts} different training prompts.")
-    if len(validation) < FEWEST_HELD_OUT:
-        raise RequestError(f"{len(validation)} held-out pictures are too few; at least {FEWEST_HELD_OUT} are needed.")
+    if (held_out := len({sample.picture_id for sample in validation})) < FEWEST_HELD_OUT:
+        raise RequestError(f"{held_out} held-out pictures are too few; at least {FEWEST_HELD_OUT} are needed.")

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from aptp.config import RecoverOptions
+from aptp.core import distributed
 from aptp.core.errors import RequestError
 from aptp.core.files import write_json
 from aptp.core.slicing import load_expert
@@ -64,8 +65,9 @@ def _remaining_errors(work: Workspace, route: Int[Tensor, "pictures"], experts: 
     same steps.
     """
     file = work.path("checkpoints/recover-errors.json")
-    if not file.is_file():
-        write_json(file, [_error_on(work, index, (route == index).nonzero().flatten()) for index in range(experts)])
+    with distributed.main_first():
+        if not file.is_file():
+            write_json(file, [_error_on(work, index, (route == index).nonzero().flatten()) for index in range(experts)])
     try:
         errors = torch.tensor(json.loads(file.read_text(encoding="utf-8")), dtype=torch.float64)
         if errors.shape != (experts,):
@@ -84,6 +86,6 @@ def _error_on(work: Workspace, index: int, pictures: Int[Tensor, "mine"]) -> flo
     seed = work.config.seed
     chosen = pictures[batch_index(len(pictures), TRIED, 0, seed, "remaining error")]
     generator = generator_for(seed, "remaining error")
-    example = work.noiser(work.train.latents[chosen], work.train.text_states(chosen), generator)
+    example = work.noiser(work.train.latents_of(chosen), work.train.text_states(chosen), generator)
     expert = load_expert(work.path(expert_folder(index))).to(work.device)
     return float((answers(work, expert, example) - answers(work, work.dense, example)).double().square().mean())

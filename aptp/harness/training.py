@@ -1,32 +1,39 @@
 """What every training stage shares: batches by step number, logs and checkpoints.
 
 Everything random in a step is drawn from generators seeded by (run seed, stage, step), so a resumed stage needs no
-random state: a step is the same step whenever it runs.
+random state: a step is the same step whenever it runs. The draws are those of the global batch, of which each of
+several processes takes its rows, so a step is also the same step on any number of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from aptp.config import DistillOptions, TrainingOptions, Weights
+from aptp.core import distributed
 from aptp.core.denoiser import Denoiser, TextStates
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_text
-from aptp.core.objective import Diffused, block_distillation, watch, weighted_mse
+from aptp.core.objective import Diffused, block_distillation, block_variances, watch, weighted_mse
 
 CHECKPOINT_SECONDS = 15.0
-"""Time between checkpoints; which step is saved changes nothing that is computed."""
+"""Time between checkpoints, at least; which step is saved changes nothing that is computed."""
+CHECKPOINT_SHARE = 0.05
+"""Of the time, at most so much goes into saving them."""
 
 
 def generator_for(*key: Any) -> torch.Generator:
@@ -43,6 +50,13 @@ def batch_index(count: int, batch: int, step: int, *key: Any) -> Int[Tensor, "ba
         order = torch.randperm(count, generator=generator_for(*key, "epoch", epoch))
         index += order[offset : offset + batch - len(index)].tolist()
     return torch.tensor(index)
+
+
+def micro_batches(options: TrainingOptions) -> list[slice]:
+    """The rows of the global batch that this process takes, in the equal parts that it calls the model with."""
+    size = options.batch // (distributed.processes() * options.accumulate)
+    first = distributed.rank() * options.accumulate
+    return [slice(size * place, size * (place + 1)) for place in range(first, first + options.accumulate)]
 
 
 class Example(NamedTuple):
@@ -70,31 +84,74 @@ class Noiser:
         self, latents: Tensor, text: TextStates, generator: torch.Generator, timestep: int | None = None
     ) -> Example:
         """Noise the latents, each to a random time or all to `timestep`."""
+        return self.example(self.draw(latents, generator, timestep), slice(None), text)
+
+    def draw(self, latents: Tensor, generator: torch.Generator, timestep: int | None = None) -> Diffused:
+        """The same without text and on the CPU, for a global batch whose rows become examples."""
         noise = torch.randn(latents.shape, generator=generator)
         first, end = (0, self.scheduler.config.num_train_timesteps) if timestep is None else (timestep, timestep + 1)
         timesteps = torch.randint(first, end, (len(latents),), generator=generator)
-        diffused = self.denoiser.diffuse(self.scheduler, latents, noise, timesteps)
+        return self.denoiser.diffuse(self.scheduler, latents, noise, timesteps)
+
+    def example(self, noised: Diffused, rows: slice, text: TextStates) -> Example:
+        """Some rows of noised pictures, with the text of these rows, on the device."""
+        diffused = Diffused(*(part[rows].to(self.device) for part in noised))
         moved = {name: states.to(self.device) for name, states in text.items()}
-        diffused = Diffused(*(part.to(self.device) for part in diffused))
         return Example(diffused, diffused.timesteps, moved)
 
 
 class Distiller:
     """The objective of a student with the dense model as teacher: denoising, output and block distillation."""
 
-    def __init__(self, denoiser: Denoiser, teacher: torch.nn.Module, options: DistillOptions) -> None:
-        self.denoiser, self.teacher, self.options = denoiser, teacher, options
+    def __init__(
+        self, denoiser: Denoiser, teacher: torch.nn.Module, options: DistillOptions, precision: str = "fp32"
+    ) -> None:
+        self.denoiser, self.teacher, self.options, self.precision = denoiser, teacher, options, precision
         self.blocks = denoiser.blocks(teacher)
 
-    def terms(self, student: torch.nn.Module, example: Example, taught: Taught | None) -> dict[str, Tensor]:
+    def learn(
+        self,
+        student: torch.nn.Module,
+        examples: Sequence[Example],
+        weights: Weights,
+        gating: Callable[[int], AbstractContextManager[Any]] = lambda place: nullcontext(),
+    ) -> dict[str, Tensor]:
+        """Add the gradient of the mean objective of equal micro-batches to what the student's output depends on.
+
+        Args:
+            gating: the context of a micro-batch, by its place. It lasts over the backward pass, in which blocks that
+                kept no activations are computed again and need their gates again.
+
+        Returns:
+            The unweighted terms by name, and `loss`, their weighted sum: means over this process's examples.
+        """
+        taught = [self.teach(example, weights) for example in examples]
+        variances = block_variances([said.blocks for said in taught if said]) if weights.distill else None
+        means: dict[str, Tensor] = {}
+        for place, example in enumerate(examples):
+            with gating(place):
+                terms = self.terms(student, example, taught[place], variances)
+                (weighted(terms, weights) / len(examples)).backward()
+            taught[place] = None
+            for name, value in terms.items():
+                means[name] = means.get(name, 0.0) + value.detach() / len(examples)
+        return {"loss": weighted(means, weights), **means}
+
+    def terms(
+        self,
+        student: torch.nn.Module,
+        example: Example,
+        taught: Taught | None,
+        variances: Float[Tensor, "blocks"] | None = None,
+    ) -> dict[str, Tensor]:
         """The unweighted terms by name; without a teacher, the denoising one alone."""
         with watch(student, self.blocks if taught else ()) as seen:
-            prediction = self.denoiser.predict(student, example.diffused.noisy, example.timesteps, example.text)
+            prediction = self._predict(student, example)
         terms = {"denoising": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
         if taught:
             terms["distillation"] = (prediction - taught.answer).square().mean()
             by_variance = self.options.block_scale == "variance"
-            terms["blocks"] = block_distillation(seen, taught.blocks, by_variance=by_variance)
+            terms["blocks"] = block_distillation(seen, taught.blocks, by_variance, variances)
         return terms
 
     @torch.no_grad()
@@ -103,20 +160,48 @@ class Distiller:
         if not weights.distill:
             return None
         with watch(self.teacher, self.blocks) as outputs:
-            answer = self.denoiser.predict(self.teacher, example.diffused.noisy, example.timesteps, example.text)
+            answer = self._predict(self.teacher, example)
         return Taught(answer, outputs)
+
+    def _predict(self, model: torch.nn.Module, example: Example) -> Float[Tensor, "batch channels height width"]:
+        noisy = example.diffused.noisy
+        with autocast(noisy.device, self.precision):
+            return self.denoiser.predict(model, noisy, example.timesteps, example.text).float()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a model computes in a run's precision; weights, losses and the optimizer stay in float32.
+
+    It is torch's own and not accelerate's, which is one for the whole program and could not be another's of two runs.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def recomputing(model: Any, wanted: bool) -> Iterator[None]:
+    """Let a diffusers model keep no activations within its blocks, but compute them again in the backward pass."""
+    if not wanted:
+        yield
+        return
+    model.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        model.disable_gradient_checkpointing()
 
 
 def weighted(terms: dict[str, Tensor], weights: Weights) -> Tensor:
-    """The sum of the objective's terms, each times its weight."""
+    """The sum of the terms that have a weight, each times it."""
     return sum(weight * terms[name] for name, weight in weights if name in terms)
 
 
-def with_dropout(
-    text: TextStates, nothing: TextStates, probability: float, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Captions dropped at random for `nothing`: a model keeps its unconditional branch for classifier-free guidance."""
-    dropped = torch.rand(len(next(iter(text.values()))), generator=generator) < probability
+def dropped(count: int, probability: float, generator: torch.Generator) -> Bool[Tensor, "count"]:
+    """Which of so many captions are left out, so that a model keeps its branch for classifier-free guidance."""
+    return torch.rand(count, generator=generator) < probability
+
+
+def with_dropout(text: TextStates, nothing: TextStates, dropped: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
+    """Text states with `nothing` for the dropped captions."""
     return {
         name: torch.where(
             dropped.to(states.device).view(-1, *[1] * (states.ndim - 1)), nothing[name].to(states), states
@@ -143,7 +228,11 @@ class Log:
 
 
 class Checkpoint:
-    """The state of a training loop in one safetensors file: modules, optimizer and the number of steps done."""
+    """The state of a training loop in one safetensors file: modules, optimizer and the number of steps done.
+
+    The one before the newest is kept beside it. With the run's configuration, which a resumed run shares, a number of
+    steps says all else: target, schedules, the order of the data, and what is drawn at random.
+    """
 
     def __init__(self, path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.path, self.module, self.optimizer = path, module, optimizer
@@ -153,28 +242,41 @@ class Checkpoint:
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors = _apart(tensors)
         with replacing(self.path) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
+            save_file(tensors, temporary, {"step": str(step), "digest": _digest(tensors)})
+            if self.path.exists():
+                os.replace(self.path, before(self.path))
 
-    def restore(self) -> int:
-        """Load what was saved, if anything; the number of steps done.
+    def restore(self, warn: Callable[[str], None]) -> int:
+        """Load what was saved last, if anything; the number of steps done.
+
+        Where that is damaged, the one before takes its place, and `warn` is told.
 
         Raises:
-            RequestError: if the file is damaged, or belongs to another model.
+            RequestError: if there is none before, or they belong to another model.
         """
-        if not self.path.is_file():
+        earlier = before(self.path)
+        if not self.path.exists() and earlier.exists():  # killed between the two renamings of a save
+            os.replace(earlier, self.path)
+        if not self.path.exists():
             return 0
         try:
             return self._load()
         except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise RequestError(
-                f"checkpoint {str(self.path)!r} is damaged ({gist(error)}); delete it to repeat its stage."
-            ) from error
+            damage = f"checkpoint {str(self.path)!r} is damaged ({gist(error)})"
+            if not earlier.exists():
+                raise RequestError(f"{damage}; delete it to repeat its stage.") from error
+        warn(f"{damage}; the one before it is taken.")
+        os.replace(earlier, self.path)
+        return self.restore(warn)
 
     def _load(self) -> int:
         with safe_open(self.path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            step = int(file.metadata()["step"])
+            step, digest = int(file.metadata()["step"]), file.metadata()["digest"]
+        if digest != _digest(tensors):
+            raise ValueError("its values are not those that were saved")
         self.module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -183,6 +285,31 @@ class Checkpoint:
                 states.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         return step
+
+
+def before(path: Path) -> Path:
+    """Where the checkpoint before the newest one lies."""
+    return path.with_suffix(f".before{path.suffix}")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """A hash of names and values, so that a file of the right length with other values is noticed."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU and without shared memory, which safetensors refuses: a text encoder may tie its embeddings."""
+    apart: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        apart[name] = value.clone() if value.data_ptr() in places else value
+        places.add(value.data_ptr())
+    return apart
 
 
 def rate_factor(options: TrainingOptions, steps: int, step: int) -> float:
@@ -198,39 +325,56 @@ def train(
     steps: int,
     checkpoint: Path,
     log: Path,
-    step_loss: Callable[[int], dict[str, Tensor]],
+    learn: Callable[[int], dict[str, Tensor]],
     observe: Callable[[int, dict[str, float]], None],
+    warn: Callable[[str], None],
 ) -> None:
     """Train the parameters of `module` with AdamW, from the checkpoint on.
 
+    Several processes train the same module: gradients and scalars are the means of theirs.
+
     Args:
         steps: of this phase; those of `options` are the stage's, which may have several.
-        step_loss: gives the named scalars of a step, the one called `loss` being minimised.
-        observe: told every step's number and scalars, those of steps done before included (from the log).
+        learn: adds a step's gradients to the parameters' and gives its named scalars, `loss` being the one minimised.
+        observe: told every step's number and scalars, those of steps done before included (from the log); by the main
+            process alone.
+        warn: told of a checkpoint that is damaged.
 
     Raises:
         FloatingPointError: if the loss is not finite.
     """
-    optimizer = torch.optim.AdamW(
-        (p for p in module.parameters() if p.requires_grad), lr=options.rate, weight_decay=0.0
-    )
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=0.0)
     saved = Checkpoint(checkpoint, module, optimizer)
-    start = saved.restore()
-    lines = Log(log, start)
-    for step, values in enumerate(lines.kept):
+    with distributed.main_first():
+        start = saved.restore(warn)
+    distributed.agree(module)
+    main = distributed.is_main()
+    lines = Log(log, start) if main else None
+    for step, values in enumerate(lines.kept if lines else ()):
         observe(step, values)
-    last_save = time.monotonic()
+    next_save = time.monotonic() + CHECKPOINT_SECONDS
     for step in range(start, steps):
         optimizer.param_groups[0]["lr"] = options.rate * rate_factor(options, steps, step)
-        values = step_loss(step)
-        if not torch.isfinite(values["loss"]):
-            raise FloatingPointError(f"the loss of step {step} is {values['loss'].item()}; lower the learning rate.")
         optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()
+        scalars = _means(learn(step))
+        if not math.isfinite(scalars["loss"]):
+            raise FloatingPointError(f"the loss of step {step} is {scalars['loss']}; lower the learning rate.")
+        distributed.average_gradients(parameters)
         optimizer.step()
-        scalars = {name: float(value.detach()) for name, value in values.items()}
+        if not lines:
+            continue
         lines.write(step=step, total=steps, **scalars)
-        if step + 1 == steps or time.monotonic() - last_save > CHECKPOINT_SECONDS:
+        if step + 1 == steps or time.monotonic() > next_save:
+            began = time.monotonic()
             saved.save(step + 1)
-            last_save = time.monotonic()
+            took = time.monotonic() - began
+            next_save = began + took + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
         observe(step, scalars)
+
+
+def _means(values: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars by name, each the mean of all processes'."""
+    device = values["loss"].device
+    means = distributed.mean(torch.stack([value.detach().double().to(device) for value in values.values()]))
+    return dict(zip(values, means.tolist(), strict=True))

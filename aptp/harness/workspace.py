@@ -13,26 +13,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from aptp.api import denoiser_of, search_space
+from aptp.api import pipeline_denoiser, search_space
 from aptp.config import Choice, RunConfig, TrainingOptions
+from aptp.core import distributed
 from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.budget import CostModel
 from aptp.core.data import CaptionedDataset
 from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError
-from aptp.core.files import write_text
+from aptp.core.files import default_cache, write_text
 from aptp.core.progress import Progress
 from aptp.core.pruner import ScoringPruner, StaticPruner
 from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
-from aptp.harness.data import Pictures, Preparer, default_cache
+from aptp.harness.data import Pictures, Preparer
 from aptp.harness.exam import Exam
+from aptp.harness.processes import check_shares
 from aptp.harness.pruning import pruner_context
 from aptp.harness.selection import Chosen, check_counts, choose
 from aptp.harness.start import start_of_search
-from aptp.harness.training import Distiller, Noiser, train
+from aptp.harness.trackers import Trackers
+from aptp.harness.training import Distiller, Noiser, generator_for, train
 from aptp.host import Host
 from aptp.models import device_of, load_pipeline
 
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-SHARED = ("denoiser", "space", "encoder", "preparer", "text_tokens", "exam", "_costs")
+SHARED = ("denoiser", "space", "encoder", "preparer", "text_tokens", "exam", "trackers", "_costs")
 """What depends on models, data, granularity and budget alone, and is made once for all methods of a run."""
 
 
@@ -64,6 +67,7 @@ class Workspace:
     @classmethod
     def open(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
         """Load the model and look at the data. Raises `RequestError` for a request that cannot be carried out."""
+        check_shares(config)
         dataset = make(host, "dataset", config.data)
         chosen = choose(dataset, config.prepare, config.seed)
         check_counts(config, chosen.train, chosen.validation)
@@ -73,6 +77,7 @@ class Workspace:
         device = device_of(config.device)
         pipeline = load_pipeline(config.model, device)
         work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
+        work.check_scheduler()
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
         statics = [make(host, "pruner", choice) for choice in [config.pruner, *config.compare] if choice]
@@ -85,6 +90,17 @@ class Workspace:
                 "routes for it to move; choose sinkhorn, unbalanced or none."
             )
         return work
+
+    def check_scheduler(self) -> None:
+        """Raise `RequestError` for a scheduler with which no training example can be made."""
+        generator = generator_for("scheduler")
+        try:
+            self.noiser(torch.zeros(1, self.dense.config.in_channels, 1, 1), {}, generator)
+        except (RequestError, AttributeError) as error:
+            raise RequestError(
+                f"model {self.config.model!r} cannot be trained with its {type(self.pipeline.scheduler).__name__}: "
+                f"{str(error).rstrip('.')}; name another in its model_index.json."
+            ) from error
 
     def beside(self, config: RunConfig, out: Path) -> Workspace:
         """A run of another method over the same models, data, granularity and budget."""
@@ -99,7 +115,8 @@ class Workspace:
         other = dataclasses.replace(self, config=config, out=out, record=record)
         other.train, other.validation = self.train, self.validation
         other.__dict__.update({name: getattr(self, name) for name in SHARED})
-        write_text(out / "config.yaml", config.to_yaml())
+        if distributed.is_main():
+            write_text(out / "config.yaml", config.to_yaml())
         return other
 
     @property
@@ -114,10 +131,10 @@ class Workspace:
     @cached_property
     def denoiser(self) -> Denoiser:
         """The family of the model."""
-        module = getattr(self.pipeline, "unet", None) or getattr(self.pipeline, "transformer", None)
-        if module is None:
-            raise RequestError(f"model {self.config.model!r} has neither a unet nor a transformer to prune.")
-        return denoiser_of(module, self.host)
+        try:
+            return pipeline_denoiser(self.pipeline, self.host)
+        except RequestError as error:
+            raise RequestError(f"model {self.config.model!r} cannot be pruned: {error}") from error
 
     @property
     def dense(self) -> nn.Module:
@@ -132,7 +149,7 @@ class Workspace:
     @property
     def sample_size(self) -> int:
         """Height and width of the latents."""
-        return int(self.dense.config.sample_size)
+        return self.denoiser.sample_size(self.dense)
 
     @cached_property
     def text_tokens(self) -> int:
@@ -202,7 +219,7 @@ class Workspace:
 
     @cached_property
     def distiller(self) -> Distiller:
-        return Distiller(self.denoiser, self.dense, self.config.distill)
+        return Distiller(self.denoiser, self.dense, self.config.distill, self.config.precision)
 
     @cached_property
     def router(self) -> Router:
@@ -255,7 +272,7 @@ class Workspace:
         task: str,
         module: nn.Module,
         options: TrainingOptions,
-        step_loss: Callable[[int], dict[str, Tensor]],
+        learn: Callable[[int], dict[str, Tensor]],
     ) -> None:
         """Train a module as a whole stage, with its checkpoint, log, observers and a progress bar called `task`."""
         with self.progress.task(task, options.steps) as advance:
@@ -271,13 +288,32 @@ class Workspace:
                 steps=options.steps,
                 checkpoint=self.path(f"checkpoints/{stage}.safetensors"),
                 log=self.path(f"logs/{stage}.jsonl"),
-                step_loss=step_loss,
+                learn=learn,
                 observe=observe,
+                warn=self.warn,
             )
 
     def step_ended(self, stage: str, step: int, total: int, values: dict[str, float]) -> None:
-        """Tell observers."""
+        """Tell observers, and trackers; the main process's work."""
         self.host.hook.aptp_step_end(step=StepEvent(stage=stage, step=step, total=total, values=values))
+        if self.trackers:
+            self.trackers.log(f"{self.method}/{stage}", values)
+
+    @property
+    def method(self) -> str:
+        """What the run's method is called in tables."""
+        config = self.config
+        return config.pruner.name if config.pruner else f"{config.router.name}+{config.balancer.name}"
+
+    @cached_property
+    def trackers(self) -> Trackers | None:
+        """Where each step's figures go beside the logs, if the run asks for it."""
+        return Trackers(self.config, self.out) if self.config.trackers and distributed.is_main() else None
+
+    def keep(self) -> None:
+        """Save the record; the main process's work."""
+        if distributed.is_main():
+            self.record.save(self.path("record.json"))
 
     def warn(self, text: str) -> None:
         """Say it and keep it in the record."""

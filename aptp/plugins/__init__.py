@@ -123,6 +123,12 @@ def aptp_denoisers() -> list[PluginSpec]:
             f"{OPTIONS}:NoOptions",
         ),
         PluginSpec(
+            "pixart",
+            "aptp.plugins.denoisers.pixart:PixArtDenoiser",
+            "PixArtTransformer2DModel: PixArt-α and PixArt-Σ",
+            f"{OPTIONS}:NoOptions",
+        ),
+        PluginSpec(
             "sd3",
             "aptp.plugins.denoisers.sd3:SD3Denoiser",
             "SD3Transformer2DModel: Stable Diffusion 3 and 3.5",
@@ -164,6 +170,12 @@ def aptp_datasets() -> list[PluginSpec]:
         PluginSpec(
             "imagefolder", f"{target}.imagefolder:ImageFolder", "a folder of pictures with metadata.jsonl or .csv"
         ),
+        PluginSpec("coco", f"{target}.coco:Coco", "MS-COCO captions, 2014 or 2017"),
+        PluginSpec(
+            "cc3m", f"{target}.cc3m:CC3M", "web pictures: a TSV with their folder, or img2dataset's shards or files"
+        ),
+        PluginSpec("datasets", f"{target}.library:Library", "whatever the datasets library loads, from disk or hub"),
+        PluginSpec("emoji", f"{target}.emoji:Emoji", "glyphs of a colour font with their Unicode names"),
     ]
 
 

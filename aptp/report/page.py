@@ -59,6 +59,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "hardness": routing.hardness(record.routing),
         "protocol": wording.protocol(record),
         "skipped": record.data.get("skipped") or {},
+        "skipped_count": record.data.get("skipped_count", len(record.data.get("skipped") or {})),
         "facts": _facts(record),
         "number": wording.number,
         "plural": wording.plural,
@@ -115,7 +116,7 @@ def _subline(record: Record) -> list[str]:
 def _facts(record: Record) -> list[tuple[str, dict[str, str]]]:
     """Small tables of names and values."""
     stages = {stage: wording.duration(seconds) for stage, seconds in record.seconds.items()}
-    data = {key.replace("_", " "): str(value) for key, value in record.data.items() if key != "skipped"}
+    data = {key.replace("_", " "): str(value) for key, value in record.data.items() if not key.startswith("skipped")}
     hardware = {key: str(value) for key, value in record.hardware.items() if value is not None}
     facts = [("Time of each stage", stages), ("Hardware", hardware), ("Versions", record.versions), ("Data", data)]
     return [(title, values) for title, values in facts if values]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
+from aptp.core.launched import PR_SET_PDEATHSIG
 from aptp.sweep.grid import Cell
 from aptp.sweep.table import Entry, Table, keep
 
@@ -30,7 +31,6 @@ SAVE_SECONDS = 15.0
 """Times of unfinished runs are saved this often; a kill loses no more."""
 LOCK_SECONDS = 5.0
 """How long the children of a killed sweep may take to go."""
-PR_SET_PDEATHSIG = 1
 REFUSED = 2
 """Exit status of a wrong request."""
 

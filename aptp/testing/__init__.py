@@ -12,9 +12,11 @@ from __future__ import annotations
 from aptp.testing.models import (
     FAMILIES,
     MODELS,
+    PIXART,
     SD3,
     tiny_cost_model,
     tiny_inputs,
+    tiny_pixart,
     tiny_sd3,
     tiny_space,
     tiny_unet,
@@ -26,6 +28,7 @@ from aptp.testing.structure import check_budget, check_denoiser, check_granulari
 __all__ = [
     "FAMILIES",
     "MODELS",
+    "PIXART",
     "SD3",
     "check_balancer",
     "check_budget",
@@ -38,6 +41,7 @@ __all__ = [
     "check_router",
     "tiny_cost_model",
     "tiny_inputs",
+    "tiny_pixart",
     "tiny_pruner_context",
     "tiny_sd3",
     "tiny_space",

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from aptp.api import denoiser_of
@@ -32,6 +32,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 """What sets the tiny U-Nets apart (in their diffusers config `attention_head_dim` is the number of heads)."""
+
+PIXART: dict[str, dict[str, Any]] = {
+    "pixart-alpha": {"use_additional_conditions": True},
+    "pixart-sigma": {"use_additional_conditions": False},
+}
+"""What sets the tiny PixArt transformers apart."""
 
 SD3: dict[str, dict[str, Any]] = {
     "sd3": {},
@@ -58,6 +64,23 @@ def tiny_unet(family: Family = "sd2", seed: int = 0, **config: Any) -> UNet2DCon
     return _random(UNet2DConditionModel, seed, {**basis, **FAMILIES[family], **config})
 
 
+def tiny_pixart(family: str = "pixart-alpha", seed: int = 0, **config: Any) -> PixArtTransformer2DModel:
+    """A stock PixArt transformer of about fifty thousand random parameters, with a learned variance as its models have.
+
+    Args:
+        config: entries that replace those of the family.
+    """
+    basis = {
+        "sample_size": 8,
+        "num_attention_heads": 4,
+        "attention_head_dim": 6,
+        "num_layers": 3,
+        "cross_attention_dim": 24,
+        "caption_channels": 12,
+    }
+    return _random(PixArtTransformer2DModel, seed, {**basis, **PIXART[family], **config})
+
+
 def tiny_sd3(family: str = "sd3", seed: int = 0, **config: Any) -> SD3Transformer2DModel:
     """A stock transformer of about fifty thousand random parameters in the shape of Stable Diffusion 3 or 3.5.
 
@@ -81,6 +104,7 @@ def tiny_sd3(family: str = "sd3", seed: int = 0, **config: Any) -> SD3Transforme
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{family: partial(tiny_unet, family) for family in FAMILIES},
+    **{family: partial(tiny_pixart, family) for family in PIXART},
     **{family: partial(tiny_sd3, family) for family in SD3},
 }
 """A tiny model of every shape that a built-in family knows; each takes a `seed` and entries of its config."""

@@ -37,7 +37,7 @@ def check_denoiser(denoiser: Denoiser, module: nn.Module, sample_size: int = 8, 
 
 
 def check_granularity(granularity: Granularity) -> None:
-    """On each family that it gates: its sites are parts of the anatomy in its order, and masked equals sliced."""
+    """On each family where it finds sites: they are parts of the anatomy in its order, and masked equals sliced."""
     found = False
     for family, make in MODELS.items():
         model = make()

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 import aptp
 from aptp.core.architecture import SearchSpace
 from aptp.core.errors import RequestError
-from aptp.testing import FAMILIES, MODELS, SD3, tiny_inputs, tiny_sd3, tiny_space, tiny_unet
+from aptp.testing import (
+    FAMILIES,
+    MODELS,
+    PIXART,
+    SD3,
+    tiny_inputs,
+    tiny_pixart,
+    tiny_sd3,
+    tiny_space,
+    tiny_unet,
+)
 
 SPACES = {
     "width": {},
@@ -34,6 +44,18 @@ unets = st.fixed_dictionaries(
 )
 transformers = st.fixed_dictionaries(
     {
+        "family": st.sampled_from(sorted(PIXART)),
+        "seed": st.integers(0, 1000),
+        "num_layers": st.integers(1, 3),
+        "attention_head_dim": st.sampled_from([3, 6]),
+        "num_attention_heads": st.just(4),
+        "patch_size": st.sampled_from([1, 2]),
+        "out_channels": st.sampled_from([4, 8]),
+        "activation_fn": st.sampled_from(["gelu-approximate", "geglu"]),
+    }
+).map(lambda config: config | {"cross_attention_dim": 4 * config["attention_head_dim"]})
+joint_transformers = st.fixed_dictionaries(
+    {
         "family": st.sampled_from(sorted(SD3)),
         "seed": st.integers(0, 1000),
         "num_layers": st.integers(1, 3),
@@ -43,7 +65,7 @@ transformers = st.fixed_dictionaries(
         "qk_norm": st.sampled_from([None, "rms_norm"]),
     }
 ).map(lambda config: config | {"caption_projection_dim": 6 * config["num_attention_heads"]})
-CONFIGS = {tiny_unet: unets, tiny_sd3: transformers}
+CONFIGS = {tiny_unet: unets, tiny_pixart: transformers, tiny_sd3: joint_transformers}
 
 
 def space_of(unet, name: str) -> SearchSpace:
@@ -63,7 +85,7 @@ def answer(unet, inputs, space=None, gates=None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("granularity", SPACES)
-@pytest.mark.parametrize("make", [tiny_unet, tiny_sd3])
+@pytest.mark.parametrize("make", CONFIGS)
 @given(data=st.data(), keep=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_masked_equals_sliced_in_float64(make, granularity, data, keep, seed):
     unet = make(**data.draw(CONFIGS[make])).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 
 from aptp.core.data import Sample
 from aptp.core.errors import RequestError
+from aptp.core.files import default_cache
 from aptp.core.progress import Quiet
-from aptp.harness.data import Preparer, default_cache, fit
+from aptp.harness.data import Preparer, fit
 from aptp.harness.workspace import Workspace
 
 
@@ -94,6 +96,27 @@ def test_broken_pictures_are_skipped_and_listed(make: Callable[[], Preparer]) ->
         assert "no such file" in preparer.skipped["gone"]
 
 
+def test_a_picture_with_several_captions_is_encoded_once(make: Callable[[], Preparer]) -> None:
+    opened: list[str] = []
+    samples = [
+        replace(picture(f"{name}#{k}", f"{name} said {k}", opened, value), picture=name)
+        for name, value in (("a", 10), ("b", 200))
+        for k in range(3)
+    ]
+    samples.insert(4, replace(broken("c#0", OSError("broken")), picture="c"))
+    preparer = make()
+    pictures = preparer.pictures(samples, "source", "training")
+    assert len(opened) == 2
+    assert list(preparer.skipped) == ["c"]
+    assert (len(pictures), len(pictures.latents)) == (6, 2)
+    assert pictures.prompts().ids == [f"{name}#{k}" for name in "ab" for k in range(3)]
+    assert pictures.prompts(torch.tensor([4, 0])).text == ["b said 1", "a said 0"]
+    index = torch.tensor([4, 1, 2])
+    assert torch.equal(pictures.latents_of(index), pictures.latents[[1, 0, 0]])
+    of_b = make().pictures(samples[-1:], "source", "training")
+    torch.testing.assert_close(pictures.latents_of(torch.tensor([4])), of_b.latents, atol=1e-5, rtol=1e-4)
+
+
 def test_none_left_is_refused(make: Callable[[], Preparer]) -> None:
     for _ in range(2):
         with pytest.raises(RequestError, match=r"none of the 2 training pictures can be read; the first: .*broken"):
@@ -134,6 +157,11 @@ def test_pictures_are_cropped_to_a_square() -> None:
     fitted = fit(Sample("a", "x", lambda: wide), 10)
     assert fitted.size == (10, 10)
     assert all(blue > 230 for _, (_, _, blue) in fitted.getcolors()), "the red sides are gone"
+
+
+def test_a_picture_that_a_plugin_left_as_it_was_becomes_rgb() -> None:
+    clear = Image.new("RGBA", (12, 12), (0, 0, 0, 0))
+    assert fit(Sample("a", "x", lambda: clear), 4).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:

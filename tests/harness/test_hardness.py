@@ -26,7 +26,7 @@ COSTS = torch.tensor([0.9, 0.5]).double()
 def test_hurt_is_that_of_the_masked_dense_model(work: Workspace) -> None:
     """The true slice before recovery, so gates on the dense model say the same."""
     index, generator = work.exam.index, generator_for(work.config.seed, "hardness")
-    latents, text = work.validation.latents[index], work.validation.text_states(index)
+    latents, text = work.validation.latents_of(index), work.validation.text_states(index)
     shares = []
     for timestep in (250, 750):
         example = work.noiser(latents, text, generator, timestep)

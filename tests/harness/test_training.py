@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,18 @@ from torch import nn
 
 from aptp.config import TrainingOptions
 from aptp.core.errors import RequestError
-from aptp.harness.training import Checkpoint, Log, batch_index, generator_for, rate_factor, train, with_dropout
+from aptp.harness.training import (
+    Checkpoint,
+    Log,
+    batch_index,
+    before,
+    dropped,
+    generator_for,
+    micro_batches,
+    rate_factor,
+    train,
+    with_dropout,
+)
 
 
 @given(count=st.integers(1, 50), batch=st.integers(1, 70), epochs=st.integers(1, 3))
@@ -71,7 +84,7 @@ def test_checkpoint_gives_back_module_and_optimizer(tmp_path: Path) -> None:
     module, optimizer = trained(0, 4)
     Checkpoint(tmp_path / "c.safetensors", module, optimizer).save(4)
     other, fresh = trained(1, 0)
-    assert Checkpoint(tmp_path / "c.safetensors", other, fresh).restore() == 4
+    assert Checkpoint(tmp_path / "c.safetensors", other, fresh).restore(pytest.fail) == 4
     for name, value in module.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
@@ -80,7 +93,58 @@ def test_checkpoint_gives_back_module_and_optimizer(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_step_zero(tmp_path: Path) -> None:
-    assert Checkpoint(tmp_path / "none.safetensors", *trained(0, 0)).restore() == 0
+    assert Checkpoint(tmp_path / "none.safetensors", *trained(0, 0)).restore(pytest.fail) == 0
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "search.safetensors"
+    for step in range(1, 5):
+        Checkpoint(path, *trained(0, step)).save(step)
+    assert {file.name for file in tmp_path.iterdir()} == {"search.safetensors", "search.before.safetensors"}
+    assert Checkpoint(before(path), *trained(1, 0)).restore(pytest.fail) == 3
+    assert Checkpoint(path, *trained(1, 0)).restore(pytest.fail) == 4
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of the last value is another."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, lambda content: b"", lambda content: bytes(len(content))])
+def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "search.safetensors"
+    (module, optimizer), warnings = trained(0, 3), []
+    Checkpoint(path, module, optimizer).save(3)
+    Checkpoint(path, *trained(0, 4)).save(4)
+    path.write_bytes(damage(path.read_bytes()))
+    other, fresh = trained(1, 0)
+    assert Checkpoint(path, other, fresh).restore(warnings.append) == 3
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in module.state_dict().items())
+    (line,) = warnings
+    assert f"checkpoint {str(path)!r} is damaged" in line
+    assert "\n" not in line
+    assert Checkpoint(path, *trained(1, 0)).restore(pytest.fail) == 3, "the damaged one is gone"
+
+
+def test_killed_between_two_renamings(tmp_path: Path) -> None:
+    path = tmp_path / "search.safetensors"
+    Checkpoint(path, *trained(0, 3)).save(3)
+    path.rename(before(path))
+    assert Checkpoint(path, *trained(1, 0)).restore(pytest.fail) == 3
+
+
+def test_two_damaged_checkpoints_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "search.safetensors"
+    for step in (3, 4):
+        Checkpoint(path, *trained(0, step)).save(step)
+    for file in (path, before(path)):
+        file.write_bytes(cut(file.read_bytes()))
+    with pytest.raises(RequestError, match=r"search\.safetensors' is damaged .*; delete it"):
+        Checkpoint(path, *trained(0, 0)).restore(lambda text: None)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -90,7 +154,7 @@ def test_a_truncated_checkpoint_is_one_sentence(tmp_path: Path, share: float) ->
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(RequestError, match=r"checkpoint '.*search\.safetensors' is damaged") as caught:
-        Checkpoint(path, *trained(0, 0)).restore()
+        Checkpoint(path, *trained(0, 0)).restore(pytest.fail)
     assert "\n" not in str(caught.value)
 
 
@@ -99,19 +163,21 @@ def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path: Path) -> None:
     Checkpoint(path, *trained(0, 2)).save(2)
     other = nn.Linear(5, 5)
     with pytest.raises(RequestError, match=r"search\.safetensors' is damaged") as caught:
-        Checkpoint(path, other, torch.optim.AdamW(other.parameters())).restore()
+        Checkpoint(path, other, torch.optim.AdamW(other.parameters())).restore(pytest.fail)
     assert "\n" not in str(caught.value)
 
 
-def fit(folder: Path, module: nn.Module, stop: int | None = None) -> list[float]:
+def fit(folder: Path, module: nn.Module, stop: int | None = None, warnings: list[str] | None = None) -> list[float]:
     """Ten steps towards zero; `stop` interrupts before that step."""
     losses: list[float] = []
 
-    def step_loss(step: int) -> dict[str, torch.Tensor]:
+    def learn(step: int) -> dict[str, torch.Tensor]:
         if step == stop:
             raise KeyboardInterrupt
         noise = torch.randn(4, 3, generator=generator_for(0, step))
-        return {"loss": module(noise).square().mean()}
+        loss = module(noise).square().mean()
+        loss.backward()
+        return {"loss": loss}
 
     train(
         module=module,
@@ -119,8 +185,9 @@ def fit(folder: Path, module: nn.Module, stop: int | None = None) -> list[float]
         steps=10,
         checkpoint=folder / "c.safetensors",
         log=folder / "log.jsonl",
-        step_loss=step_loss,
+        learn=learn,
         observe=lambda step, values: losses.append(round(values["loss"], 6)),
+        warn=warnings.append if warnings is not None else pytest.fail,
     )
     return losses
 
@@ -136,6 +203,28 @@ def test_a_resumed_training_is_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     assert fit(tmp_path / "resumed", other) == losses
     assert torch.equal(whole.weight, other.weight)
     assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "resumed/log.jsonl").read_bytes()
+
+
+def test_resumed_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SHARE", math.inf)
+    whole, resumed, warnings = nn.Linear(3, 2), nn.Linear(3, 2), []
+    resumed.load_state_dict(whole.state_dict())
+    losses = fit(tmp_path / "whole", whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "resumed", resumed, stop=6)
+    newest = tmp_path / "resumed/c.safetensors"
+    newest.write_bytes(flipped(newest.read_bytes()))
+    other = nn.Linear(3, 2)
+    assert fit(tmp_path / "resumed", other, warnings=warnings) == losses
+    assert len(warnings) == 1
+    assert torch.equal(whole.weight, other.weight)
+    assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "resumed/log.jsonl").read_bytes()
+
+
+def test_micro_batches_are_equal_parts_of_the_batch() -> None:
+    parts = micro_batches(TrainingOptions(batch=12, accumulate=3))
+    assert [list(range(12))[part] for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
@@ -161,10 +250,10 @@ def test_the_rate_rises_and_follows_its_schedule(schedule: str, warmup: int, fac
 
 def test_captions_are_dropped_as_often_as_asked() -> None:
     text, nothing = {"a": torch.ones(4000, 3, 2)}, {"a": torch.zeros(1, 3, 2)}
-    mixed = with_dropout(text, nothing, 0.1, torch.Generator().manual_seed(0))["a"]
+    mixed = with_dropout(text, nothing, dropped(4000, 0.1, torch.Generator().manual_seed(0)))["a"]
     rows = mixed.flatten(1)
     assert ((rows == 0).all(1) | (rows == 1).all(1)).all(), "a caption is dropped as a whole"
     assert 0.08 < float((rows == 0).all(1).float().mean()) < 0.12
     for probability in (0.0, 1.0):
-        same = with_dropout(text, nothing, probability, torch.Generator().manual_seed(0))["a"]
+        same = with_dropout(text, nothing, dropped(4000, probability, torch.Generator()))["a"]
         assert (same == 1 - probability).all()

@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import posixpath
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
-from PIL import Image, ImageOps
 from pydantic import Field
 
 from aptp.core.data import CaptionedDataset, Sample, Split
 from aptp.core.errors import RequestError
 from aptp.core.options import Options
+from aptp.core.pictures import decode
+from aptp.plugins.datasets._shared import in_validation, inside, size_of
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("text", "caption", "prompt")
@@ -32,7 +31,7 @@ class ImageFolder(CaptionedDataset):
     splits, and more pictures move none that was there.
 
     `skipped` lists by name what was left out (a missing file, an empty caption) and why. A picture named in several
-    rows is several samples, the later ones with `#2`, `#3`, … after their name.
+    rows is several samples, the later ones with `#2`, `#3`, … after their name; it is encoded once.
 
     Raises:
         RequestError: for a folder, a metadata file or a line of it that cannot be read, and for a file name that points
@@ -120,18 +119,19 @@ class ImageFolder(CaptionedDataset):
             if not isinstance(name, str) or not name.strip():
                 self.skipped[f"{metadata.relative_to(self._root).as_posix()}, line {line}"] = "it names no file"
                 continue
-            path = folder / _inside(name, metadata, line)
+            path = folder / inside(name, f"line {line} of {str(metadata)!r}")
             id_ = self._id(path)
             if not isinstance(caption, str) or not caption.strip():
                 self.skipped[id_] = (
                     "its caption is empty" if not caption or isinstance(caption, str) else "its caption is no text"
                 )
-            elif not _is_file(path):
+            elif size_of(path) is None:
                 self.skipped[id_] = "the file is missing"
             else:
                 kind = str(kind) if kind not in (None, "") else None
                 self._rows.append((split, id_, caption, kind, path))
-                yield Sample(id_, caption.strip(), partial(open_picture, path), kind)
+                picture = path.relative_to(self._root).as_posix()
+                yield Sample(id_, caption.strip(), partial(decode, path), kind, picture)
 
     def _id(self, path: Path) -> str:
         name = path.relative_to(self._root).as_posix()
@@ -140,27 +140,6 @@ class ImageFolder(CaptionedDataset):
 
 
 _RIGHT = "give a folder of pictures with a metadata.jsonl or metadata.csv that has the columns file_name and text"
-
-
-def in_validation(caption: str, share: float) -> bool:
-    """Whether a caption belongs to validation; letter case and spacing make no difference."""
-    digest = hashlib.sha256(" ".join(caption.split()).casefold().encode()).digest()
-    return int.from_bytes(digest[:8]) < share * 2**64
-
-
-def open_picture(path: Path) -> Image.Image:
-    """Decode a picture as upright RGB, transparency on white. Raises `OSError` for what cannot be decoded."""
-    try:
-        with Image.open(path) as file:
-            picture: Image.Image = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):
-                picture = picture.point(lambda value: value / 256).convert("L")
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return picture.convert("RGB")
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise OSError(f"cannot decode {str(path)!r}: {error}") from error
 
 
 def _metadata(folder: Path) -> Path | None:
@@ -196,23 +175,6 @@ def _rows(metadata: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
             f"line {line} of {str(metadata)!r} is no JSON object; each line should read "
             '{"file_name": "a.png", "text": "its caption"}.'
         ) from error
-
-
-def _inside(name: str, metadata: Path, line: int) -> str:
-    """`name` with plain slashes. Raises `RequestError` if it points out of the folder."""
-    plain = posixpath.normpath(name.strip().replace("\\", "/"))
-    if re.match(r"/|\.\./|\.\.$|[A-Za-z]:", plain):
-        raise RequestError(
-            f"line {line} of {str(metadata)!r} names {name!r}, which is outside its folder; give names relative to it."
-        )
-    return plain
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _digest(path: Path) -> str | None:

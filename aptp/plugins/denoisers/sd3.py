@@ -44,6 +44,12 @@ class SD3Denoiser(Denoiser):
     def blocks(self, module: SD3Transformer2DModel) -> Sequence[str]:
         return [f"transformer_blocks.{index}" for index in range(len(module.transformer_blocks))]
 
+    def required(self, pipeline: DiffusionPipeline) -> Sequence[str]:
+        """The third text encoder, T5, may be missing with its tokenizer: the pipeline puts zeros for its tokens."""
+        third = {"text_encoder_3", "tokenizer_3"}
+        missing = third if pipeline.text_encoder_3 is None else set()
+        return [name for name in super().required(pipeline) if name not in missing]
+
     def example_inputs(self, module: SD3Transformer2DModel, sample_size: int, text_tokens: int) -> dict[str, Tensor]:
         config, like = module.config, {"device": module.device, "dtype": module.dtype}
         return {

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock, FeedForward
-from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from aptp.core import anatomy
 from aptp.core.anatomy import Anatomy, Part
 from aptp.core.denoiser import Denoiser, TextStates
 from aptp.core.errors import RequestError
+from aptp.plugins.denoisers._transformer import width_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -142,7 +141,7 @@ def _attention(path: str, module: Transformer2DModel) -> Iterator[Part]:
         if several:
             yield anatomy.block(name, 0)
             inside = (name,)
-        yield from _transformer(name, transformer, inside)
+        yield from width_of(name, transformer, inside)
 
 
 def _check(path: str, module: nn.Module, known: type[nn.Module]) -> None:
@@ -151,14 +150,6 @@ def _check(path: str, module: nn.Module, known: type[nn.Module]) -> None:
             f"{path!r} of this U-Net is a {type(module).__name__}, which cannot be gated; Stable Diffusion's are "
             f"{known.__name__}s."
         )
-
-
-def _transformer(path: str, transformer: BasicTransformerBlock, inside: Sequence[str]) -> Iterator[Part]:
-    for name, layer in transformer.named_children():
-        if isinstance(layer, Attention):
-            yield anatomy.attention_heads(f"{path}.{name}", layer, inside)
-        elif isinstance(layer, FeedForward):
-            yield anatomy.feedforward_units(f"{path}.{name}", layer, inside)
 
 
 def _last_blocks(parts: Sequence[Part]) -> Iterator[str]:

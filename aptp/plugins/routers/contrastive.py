@@ -84,7 +84,8 @@ class ContrastiveRouter(Router):
     def _init_codes(self) -> None:
         """From random codes every score would tie; from k-means over the predictor's logits they do not."""
         embeds = self.context.prompts.embeds.to(self.predictor.weight.device)
-        self.code_logits.copy_(k_means(self.predictor(embeds), len(self.code_logits), self.context.seed))
+        centres = k_means(self.predictor(embeds), len(self.code_logits), self.context.seed)
+        self.code_logits.copy_(distributed.shared(centres))
 
     def _contrastive(
         self, embeds: Float[Tensor, "batch embed"], architectures: Float[Tensor, "batch gates"]

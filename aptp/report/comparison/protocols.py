@@ -15,6 +15,8 @@ Protocol = tuple[tuple[str, str], ...]
 PREFIXES = ("recover.weights.", "adapt.", "distill.")
 KEYS = ("recover.steps", "recover.per", "recover.batch", "recover.caption_dropout")
 MEASURED = ("data.", "evaluate.prompts", "evaluate.steps", "evaluate.guidance", "evaluate.exam")
+DATA = ("fingerprint", "training_pictures", "validation_pictures")
+"""What runs must share of their records' `data`; a list of pictures that a seed drew differs between seeds."""
 NAMED = ("recover.", "adapt.", "distill.", "evaluate.")
 """Starts of the names of differences that are short enough to stand in a method's name."""
 SHOWN = 4
@@ -30,7 +32,7 @@ def protocol_of(record: Record, config: Mapping[str, str]) -> Protocol:
     """The protocol of a row with this configuration."""
     found = {"model": record.model or config.get("model", ""), "data": config.get("data", "")}
     found |= {key: value for key, value in config.items() if key.startswith(MEASURED)}
-    found |= {f"data.{key}": str(value) for key, value in record.data.items() if key != "skipped"}
+    found |= {f"data.{key}": str(value) for key, value in record.data.items() if key in DATA}
     found |= {"metrics": config.get("metrics", ""), "budget": config.get("budget", "")}
     found |= {k: v for k, v in config.items() if k.startswith("budget.") and k != "budget.target"}
     if record.budget:

@@ -68,8 +68,10 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     try:
         with _quietly():
             folder = Path(source) if Path(source).is_dir() else _fetched(name)
+            index = DiffusionPipeline.load_config(folder)
+            none = {part: None for part, entry in index.items() if entry == [None, None]}  # as SD 3's third encoder
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, variant=_variant(folder), dtype=torch.float32, use_safetensors=True
+                folder, variant=_variant(folder), dtype=torch.float32, use_safetensors=True, **none
             )
     except RequestError:
         raise

@@ -92,6 +92,59 @@ def sd_folder(small_tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def sd3_folder(small_tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole Stable Diffusion 3 pipeline of random weights, without its third text encoder: 8 × 8 latents."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from aptp.testing import tiny_sd3
+
+    torch.manual_seed(0)
+    texts = [
+        CLIPTextConfig(
+            vocab_size=len(small_tokenizer),
+            hidden_size=width,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=small_tokenizer.model_max_length,
+            bos_token_id=small_tokenizer.bos_token_id,
+            eos_token_id=small_tokenizer.eos_token_id,
+            pad_token_id=small_tokenizer.pad_token_id,
+            projection_dim=width,
+        )
+        for width in (8, 16)
+    ]
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=16,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    pipeline = StableDiffusion3Pipeline(
+        transformer=tiny_sd3("sd3", in_channels=16, out_channels=16, joint_attention_dim=32, pooled_projection_dim=24),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=CLIPTextModelWithProjection(texts[0]),
+        tokenizer=small_tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(texts[1]),
+        tokenizer_2=small_tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    folder = tmp_path_factory.mktemp("model") / "sd3"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def write_coco() -> Callable[..., Path]:
     """Writes a COCO folder of noise: pictures numbered from 1, each with so many captions, and its validation part."""
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from aptp.baselines.options import BlockInfluenceOptions
 from aptp.core.anatomy import Part
-from aptp.core.gates import block_input
+from aptp.core.gates import passed_on
 from aptp.core.pruner import PrunerContext, ScoringPruner, check_reach, misfit
 
 
@@ -21,8 +22,8 @@ class BlockInfluencePruner(ScoringPruner):
     """A block's score is 1 − the mean cosine between what would pass it by and what leaves it.
 
     The cosine is taken over channels, at every place of an image or token of a sequence, the mean also over calibration
-    batches. Width gates all stay, so the floor is that of the blocks alone. (Men et al. 2024, "ShortGPT: Layers in
-    Large Language Models are More Redundant Than You Expect", equation 1.)
+    batches, and of a joint block over both its streams. Width gates all stay, so the floor is that of the blocks alone.
+    (Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", equation 1.)
     """
 
     Options = BlockInfluenceOptions
@@ -57,12 +58,13 @@ def _influences(context: PrunerContext) -> Iterator[dict[int, list[Tensor]]]:
 
     def watch(site: Part, values: list[Tensor]) -> Any:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            entering, leaving = block_input(args, kwargs), output[0] if isinstance(output, tuple) else output
-            leaving = leaving if isinstance(leaving, Tensor) else leaving.sample
-            channels = 1 if leaving.ndim == 4 else -1
-            passed = entering[:, : site.channels] if entering.ndim == 4 else entering
-            cosine = torch.nn.functional.cosine_similarity(passed.double(), leaving.double(), dim=channels)
-            values.append(1 - cosine.mean())
+            answer = output if isinstance(output, tuple) else (getattr(output, "sample", output),)
+            cosines = [
+                cosine_similarity(passed.double(), leaving.double(), dim=1 if leaving.ndim == 4 else -1).flatten()
+                for passed, leaving in zip(passed_on(site, args, kwargs), answer, strict=False)
+                if leaving is not None
+            ]
+            values.append(1 - torch.cat(cosines).mean())
 
         return context.module.get_submodule(site.path).register_forward_hook(hook, with_kwargs=True)
 

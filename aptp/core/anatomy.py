@@ -15,7 +15,9 @@ from torch import nn
 
 from aptp.core.errors import RequestError
 
-Kind = Literal["resnet_channels", "attention_heads", "feedforward_units", "block"]
+Kind = Literal["resnet_channels", "attention_heads", "joint_attention_heads", "feedforward_units", "block"]
+HEADS: tuple[Kind, ...] = ("attention_heads", "joint_attention_heads")
+"""The kinds whose units are the heads of a diffusers `Attention`."""
 FEEDFORWARD_BUNDLES = 32
 """A feed-forward's hidden units are gated in this many bundles (fewer where they do not divide)."""
 
@@ -43,7 +45,8 @@ class Part:
 
     For a width part: `units` equal slices, masked at the input of the layers in `taps` (`channel_dim` is the dimension
     of that input that holds them), sliced at `cuts`. For a block: one unit, no taps, and `channels` is the width of
-    what it passes on. `inside` names the blocks around the part, outermost first.
+    what it passes on; `streams` names, for a block that answers with several tensors, the arguments that pass for them,
+    in the order of its answer. `inside` names the blocks around the part, outermost first.
     """
 
     path: str
@@ -54,6 +57,7 @@ class Part:
     cuts: tuple[Cut, ...] = ()
     channels: int = 0
     inside: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind) or self.units < 1:
@@ -113,14 +117,39 @@ def attention_heads(path: str, attention: nn.Module, inside: Sequence[str] = ())
     """
     if getattr(attention, "add_k_proj", None) is not None:
         raise RequestError(f"attention {path!r} has a second set of keys; its heads cannot be gated one by one.")
+    return _heads(path, "attention_heads", attention, ("to_q", "to_k", "to_v"), ("to_out.0",), inside)
+
+
+def joint_attention_heads(path: str, attention: nn.Module, inside: Sequence[str] = ()) -> Part:
+    """The heads of an `Attention` in which image and text attend to both, each with projections of its own.
+
+    A head of the one stream and that of the other are one unit: their queries and keys meet in one softmax. A layer
+    whose text goes no further has no output projection for it.
+
+    Raises:
+        RequestError: for a layer without queries, keys and values of a second stream, or whose heads cannot be cut
+            apart.
+    """
+    if getattr(attention, "add_q_proj", None) is None:
+        raise RequestError(f"attention {path!r} has one stream alone; its heads are ordinary attention heads.")
+    rows = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+    columns = ("to_out.0",) if attention.to_add_out is None else ("to_out.0", "to_add_out")
+    return _heads(path, "joint_attention_heads", attention, rows, columns, inside)
+
+
+def _heads(
+    path: str, kind: Kind, attention: nn.Module, rows: Sequence[str], columns: Sequence[str], inside: Sequence[str]
+) -> Part:
+    """Heads that are sliced at the outputs of the layers `rows` and masked at the inputs of `columns`."""
     if attention.inner_kv_dim != attention.inner_dim:
         raise RequestError(f"attention {path!r} groups its keys; its heads cannot be gated one by one.")
-    for norm in (attention.norm_q, attention.norm_k):
-        weight = getattr(norm, "weight", None)
+    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        weight = getattr(getattr(attention, name, None), "weight", None)
         if weight is not None and weight.numel() != attention.inner_dim // attention.heads:
             raise RequestError(f"attention {path!r} normalises across heads; its heads cannot be gated one by one.")
-    cuts = (*(Cut(f"{path}.{name}", "out") for name in ("to_q", "to_k", "to_v")), Cut(f"{path}.to_out.0", "in"))
-    return Part(path, "attention_heads", attention.heads, (f"{path}.to_out.0",), -1, cuts, 0, tuple(inside))
+    taps = tuple(f"{path}.{name}" for name in columns)
+    cuts = (*(Cut(f"{path}.{name}", "out") for name in rows), *(Cut(tap, "in") for tap in taps))
+    return Part(path, kind, attention.heads, taps, -1, cuts, 0, tuple(inside))
 
 
 def feedforward_units(path: str, feedforward: nn.Module, inside: Sequence[str] = ()) -> Part:
@@ -132,6 +161,10 @@ def feedforward_units(path: str, feedforward: nn.Module, inside: Sequence[str] =
     return Part(path, "feedforward_units", bundles, (f"{path}.net.2",), -1, cuts, 0, tuple(inside))
 
 
-def block(path: str, channels: int, inside: Sequence[str] = ()) -> Part:
-    """A whole residual block, replaced by a pass-through of the first `channels` channels of its input when it goes."""
-    return Part(path, "block", 1, channels=channels, inside=tuple(inside))
+def block(path: str, channels: int, inside: Sequence[str] = (), streams: Sequence[str] = ()) -> Part:
+    """A whole residual block, replaced by a pass-through when it goes.
+
+    What passes are the first `channels` channels of its input, or, where it answers with several `streams`, the
+    arguments of these names.
+    """
+    return Part(path, "block", 1, channels=channels, inside=tuple(inside), streams=tuple(streams))

@@ -114,7 +114,8 @@ class SearchSpace:
 
 
 def _site(data: dict) -> GateSite:
-    lists = {name: tuple(data[name]) for name in ("taps", "inside")}
+    data = {"streams": (), **data}
+    lists = {name: tuple(data[name]) for name in ("taps", "inside", "streams")}
     return GateSite(**{**data, **lists, "cuts": tuple(Cut(**cut) for cut in data["cuts"])})
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from aptp.core.anatomy import Anatomy
@@ -81,10 +81,10 @@ class Denoiser(ABC):
         self,
         module: nn.Module,
         latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "batch"],
+        timesteps: Num[Tensor, "batch"],
         text: TextStates,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The model's output for noisy latents."""
+        """The model's output for noisy latents; `timesteps` are those that `diffuse` answered."""
 
     def diffuse(self, scheduler, latents: Tensor, noise: Tensor, timesteps: Int[Tensor, "batch"]) -> Diffused:
         """Noisy input, target and loss weight for training, by what the scheduler predicts (ε, v or flow)."""

@@ -14,6 +14,9 @@ from aptp.core.anatomy import Part, submodule
 from aptp.core.architecture import SearchSpace
 from aptp.core.errors import RequestError
 
+INPUTS = ("hidden_states", "encoder_hidden_states")
+"""The first arguments of diffusers' blocks, in the order in which they are given by place."""
+
 
 @contextmanager
 def gated(
@@ -57,18 +60,18 @@ def _mask_width(module: nn.Module, site: Part, gates: Float[Tensor, "rows units"
 
 def _gate_block(module: nn.Module, site: Part, gates: Float[Tensor, "rows 1"]) -> list[Any]:
     def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        entering = block_input(args, kwargs)
-        passed = entering[:, : site.channels] if entering.ndim == 4 else entering
-
-        def mix(leaving: Tensor) -> Tensor:
+        def mix(passed: Tensor, leaving: Tensor | None) -> Tensor | None:
+            if leaving is None:  # a stream that ends in this block
+                return None
             gate = _rows_for(leaving, gates.to(leaving)).view(-1, *[1] * (leaving.ndim - 1))
             return torch.lerp(passed.to(leaving.dtype), leaving, gate.expand_as(leaving))
 
+        entering = passed_on(site, args, kwargs)
         if isinstance(output, tuple):
-            return mix(output[0]), *output[1:]
+            return *map(mix, entering, output), *output[len(entering) :]
         if isinstance(output, Tensor):
-            return mix(output)
-        return type(output)(sample=mix(output.sample))
+            return mix(entering[0], output)
+        return type(output)(sample=mix(entering[0], output.sample))
 
     return [submodule(module, site.path).register_forward_hook(hook, with_kwargs=True)]
 
@@ -82,9 +85,14 @@ def without_gates(copied: nn.Module) -> nn.Module:
     return copied
 
 
-def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states that a block was called with, by place or by name."""
-    return args[0] if args else kwargs["hidden_states"]
+def passed_on(site: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """What a block was called with, by place or by name, that passes for its answer when it goes: one a stream."""
+    passed = []
+    for name in site.streams or INPUTS[:1]:
+        place = INPUTS.index(name)
+        entering = args[place] if place < len(args) else kwargs[name]
+        passed.append(entering[:, : site.channels] if entering.ndim == 4 else entering)
+    return passed
 
 
 def _rows_for(hidden: Tensor, gates: Float[Tensor, "rows units"]) -> Float[Tensor, "batch units"]:

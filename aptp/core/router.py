@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -99,7 +99,7 @@ class Router(nn.Module, ABC):
         *,
         step: int,
         generator: torch.Generator,
-        timesteps: Int[Tensor, "batch"] | None = None,
+        timesteps: Num[Tensor, "batch"] | None = None,
     ) -> Routing:
         """One search step's gates and losses for a batch of prompts (this process's share of the global batch).
 
@@ -109,7 +109,7 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def scores(
-        self, prompts: PromptBatch, timesteps: Int[Tensor, "batch"] | None = None
+        self, prompts: PromptBatch, timesteps: Num[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch experts"]:
         """How well each expert suits each prompt, in float64; a function of each prompt alone."""
 

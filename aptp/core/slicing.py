@@ -10,28 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aptp.core.anatomy import Cut, Part, submodule
+from aptp.core.anatomy import HEADS, Cut, Part, submodule
 from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_json
-from aptp.core.gates import block_input, without_gates
+from aptp.core.gates import passed_on, without_gates
 
 WEIGHTS = "expert.safetensors"
 """Not the name that diffusers looks for: stock `from_pretrained` must fail on an expert, never fill it with noise."""
 
 
 class PassThrough(nn.Module):
-    """What stays of a dropped block: it passes on the first `channels` channels of an image, or a sequence as it is."""
+    """What stays of a dropped block.
 
-    def __init__(self, channels: int, as_tuple: bool = False) -> None:
+    It passes on the first channels of an image, or a sequence as it is; of a block of several streams, all of them.
+    """
+
+    def __init__(self, site: Part, as_tuple: bool = False) -> None:
         super().__init__()
-        self.channels = channels
+        self.site = site
         self.as_tuple = as_tuple
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = block_input(args, kwargs)
-        hidden = hidden[:, : self.channels] if hidden.ndim == 4 else hidden
-        return (hidden,) if self.as_tuple else hidden
+        passed = passed_on(self.site, args, kwargs)
+        return tuple(passed) if self.as_tuple else passed[0]
 
 
 def slice(module: nn.Module, space: SearchSpace, architecture: Architecture) -> nn.Module:
@@ -66,8 +68,14 @@ def slice(module: nn.Module, space: SearchSpace, architecture: Architecture) -> 
 
 
 def _pass_through(block: nn.Module, site: Part) -> PassThrough:
-    """diffusers' `Transformer2DModel` answers with a tuple; ResNet and transformer blocks with the tensor itself."""
-    return PassThrough(site.channels, as_tuple=hasattr(block, "transformer_blocks"))
+    """diffusers' `Transformer2DModel` and blocks of several streams answer with a tuple, others with the tensor itself.
+
+    A joint block is asked whether its text ends in it before a ControlNet's residual is added to what leaves it.
+    """
+    through = PassThrough(site, as_tuple=bool(site.streams) or hasattr(block, "transformer_blocks"))
+    if hasattr(block, "context_pre_only"):
+        through.context_pre_only = block.context_pre_only
+    return through
 
 
 def _is_dropped(sliced: nn.Module, site: Part) -> bool:
@@ -101,7 +109,7 @@ def _resize(sliced: nn.Module, site: Part, kept: int) -> None:
                 layer.num_channels, layer.num_groups = layer.weight.shape[0], kept
             case _:
                 raise RequestError(f"{cut.path!r} is a {type(layer).__name__}, which slicing does not know.")
-    if site.kind == "attention_heads":
+    if site.kind in HEADS:
         attention = sliced.get_submodule(site.path)
         attention.inner_dim = attention.inner_kv_dim = attention.to_q.out_features
         attention.heads = attention.sliceable_head_dim = kept

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -59,18 +59,11 @@ def micro_batches(options: TrainingOptions) -> list[slice]:
     return [slice(size * place, size * (place + 1)) for place in range(first, first + options.accumulate)]
 
 
-class Noised(NamedTuple):
-    """Noised pictures, on the CPU."""
-
-    diffused: Diffused
-    timesteps: Int[Tensor, "batch"]
-
-
 class Example(NamedTuple):
     """A batch of noised pictures with the text that conditions them."""
 
     diffused: Diffused
-    timesteps: Int[Tensor, "batch"]
+    timesteps: Num[Tensor, "batch"]
     text: TextStates
 
 
@@ -93,18 +86,18 @@ class Noiser:
         """Noise the latents, each to a random time or all to `timestep`."""
         return self.example(self.draw(latents, generator, timestep), slice(None), text)
 
-    def draw(self, latents: Tensor, generator: torch.Generator, timestep: int | None = None) -> Noised:
-        """The same without text, for a global batch whose rows become examples."""
+    def draw(self, latents: Tensor, generator: torch.Generator, timestep: int | None = None) -> Diffused:
+        """The same without text and on the CPU, for a global batch whose rows become examples."""
         noise = torch.randn(latents.shape, generator=generator)
         first, end = (0, self.scheduler.config.num_train_timesteps) if timestep is None else (timestep, timestep + 1)
         timesteps = torch.randint(first, end, (len(latents),), generator=generator)
-        return Noised(self.denoiser.diffuse(self.scheduler, latents, noise, timesteps), timesteps)
+        return self.denoiser.diffuse(self.scheduler, latents, noise, timesteps)
 
-    def example(self, noised: Noised, rows: slice, text: TextStates) -> Example:
+    def example(self, noised: Diffused, rows: slice, text: TextStates) -> Example:
         """Some rows of noised pictures, with the text of these rows, on the device."""
-        diffused = Diffused(*(part[rows].to(self.device) for part in noised.diffused))
+        diffused = Diffused(*(part[rows].to(self.device) for part in noised))
         moved = {name: states.to(self.device) for name, states in text.items()}
-        return Example(diffused, noised.timesteps[rows].to(self.device), moved)
+        return Example(diffused, diffused.timesteps, moved)
 
 
 class Distiller:

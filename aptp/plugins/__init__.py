@@ -128,6 +128,12 @@ def aptp_denoisers() -> list[PluginSpec]:
             "PixArtTransformer2DModel: PixArt-α and PixArt-Σ",
             f"{OPTIONS}:NoOptions",
         ),
+        PluginSpec(
+            "sd3",
+            "aptp.plugins.denoisers.sd3:SD3Denoiser",
+            "SD3Transformer2DModel: Stable Diffusion 3 and 3.5",
+            f"{OPTIONS}:NoOptions",
+        ),
     ]
 
 

@@ -20,6 +20,14 @@ STAGE_GAP = 0.45
 NUMBERED = 32
 """With more modules than this in a row, the cells are too small for figures."""
 LABELLED = 48
+STRIPES = {"attn1": "heads of self-attention", "attn2": "heads of cross-attention", "ff": "feed-forward units"}
+JOINT_STRIPES = {
+    "attn": "heads of joint attention",
+    "attn2": "heads of the image's own attention",
+    "ff": "feed-forward units of the image",
+    "ff_context": "feed-forward units of the text",
+}
+"""What the sites of a module are, by the names of diffusers' layers; a block of two streams has others."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,12 @@ class Slot:
         text = text.removesuffix(".0") if text.startswith("A") else text
         return text.lstrip(".") or self.path.rpartition(".")[2]
 
+    @property
+    def module(self) -> str:
+        """How the legend explains the label."""
+        known = {"R": "R is a ResNet block, whose units are groups of channels", "A": "A is an attention module"}
+        return known.get(self.label[0], "A number is a transformer block")
+
 
 def slots_of(space: SearchSpace) -> list[Slot]:
     """The columns, in running order: every module that has width sites, and every gated block that has none within."""
@@ -59,6 +73,23 @@ def slots_of(space: SearchSpace) -> list[Slot]:
         Slot(path, tuple(sites), space.blocks_of_site[sites[0]] if sites else own[path])
         for path, sites in groups.items()
     ]
+
+
+def legend(space: SearchSpace) -> str:
+    """What the picture's labels and stripes mean."""
+    fullest: dict[str, tuple[int, ...]] = {}
+    for slot in slots_of(space):
+        fullest[slot.module] = max(fullest.get(slot.module, ()), slot.sites, key=len)
+    return " ".join(f"{module}{_stripes(space, sites)}." for module, sites in fullest.items())
+
+
+def _stripes(space: SearchSpace, indices: Sequence[int]) -> str:
+    sites = [space.sites[index] for index in indices]
+    if not sites or sites[0].kind == "resnet_channels":
+        return ""
+    names = JOINT_STRIPES if any(site.kind == "joint_attention_heads" for site in sites) else STRIPES
+    told = [names.get(site.path.rpartition(".")[2], site.kind.replace("_", " ")) for site in sites]
+    return " with a stripe for each of its sites: " + ", ".join(told)
 
 
 def architecture_picture(

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from aptp.core.files import write_text
 from aptp.core.record import Record
 from aptp.report import routing, tables, wording
-from aptp.report.anatomy_figure import architecture_picture
+from aptp.report.anatomy_figure import architecture_picture, legend
 from aptp.report.figures import budget_picture, kinds_picture, recovery_picture, search_picture
 from aptp.report.pictures import gallery_of
 from aptp.report.reading import Run, read_run
@@ -54,6 +54,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "experts": tables.experts_table(record),
         "payback": tables.payback(record),
         "figures": _figures(run),
+        "legend": legend(run.architectures[0].space) if run.architectures else "",
         "agreement": routing.agreement(record.routing),
         "hardness": routing.hardness(record.routing),
         "protocol": wording.protocol(record),

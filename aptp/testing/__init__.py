@@ -13,9 +13,11 @@ from aptp.testing.models import (
     FAMILIES,
     MODELS,
     PIXART,
+    SD3,
     tiny_cost_model,
     tiny_inputs,
     tiny_pixart,
+    tiny_sd3,
     tiny_space,
     tiny_unet,
 )
@@ -27,6 +29,7 @@ __all__ = [
     "FAMILIES",
     "MODELS",
     "PIXART",
+    "SD3",
     "check_balancer",
     "check_budget",
     "check_dataset",
@@ -40,6 +43,7 @@ __all__ = [
     "tiny_inputs",
     "tiny_pixart",
     "tiny_pruner_context",
+    "tiny_sd3",
     "tiny_space",
     "tiny_unet",
 ]

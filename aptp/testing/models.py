@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from aptp.api import denoiser_of
@@ -38,6 +38,12 @@ PIXART: dict[str, dict[str, Any]] = {
     "pixart-sigma": {"use_additional_conditions": False},
 }
 """What sets the tiny PixArt transformers apart."""
+
+SD3: dict[str, dict[str, Any]] = {
+    "sd3": {},
+    "sd3.5": {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
+}
+"""What sets the tiny transformers of Stable Diffusion 3 apart (3.5's medium: the image attends to itself once more)."""
 
 
 def tiny_unet(family: Family = "sd2", seed: int = 0, **config: Any) -> UNet2DConditionModel:
@@ -75,9 +81,31 @@ def tiny_pixart(family: str = "pixart-alpha", seed: int = 0, **config: Any) -> P
     return _random(PixArtTransformer2DModel, seed, {**basis, **PIXART[family], **config})
 
 
+def tiny_sd3(family: str = "sd3", seed: int = 0, **config: Any) -> SD3Transformer2DModel:
+    """A stock transformer of about fifty thousand random parameters in the shape of Stable Diffusion 3 or 3.5.
+
+    Args:
+        config: entries that replace those of the family.
+    """
+    basis = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "num_attention_heads": 4,
+        "attention_head_dim": 6,
+        "joint_attention_dim": 12,
+        "caption_projection_dim": 24,
+        "pooled_projection_dim": 8,
+        "pos_embed_max_size": 8,
+    }
+    return _random(SD3Transformer2DModel, seed, {**basis, **SD3[family], **config})
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{family: partial(tiny_unet, family) for family in FAMILIES},
     **{family: partial(tiny_pixart, family) for family in PIXART},
+    **{family: partial(tiny_sd3, family) for family in SD3},
 }
 """A tiny model of every shape that a built-in family knows; each takes a `seed` and entries of its config."""
 

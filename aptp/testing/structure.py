@@ -161,7 +161,8 @@ def tiny_pruner_context(unet: nn.Module, space: SearchSpace, target: float = 0.6
             inputs = tiny_inputs(unet, 2, seed=batch)
             if timestep is not None:
                 inputs["timestep"] = torch.full_like(inputs["timestep"], timestep)
-            yield (unet(**inputs).sample - inputs["sample"]).square().mean()
+            latents = next(iter(inputs.values()))
+            yield (unet(**inputs).sample - latents).square().mean()
 
     def search() -> Pruned:
         return Pruned(keep_best(context, torch.rand(space.num_gates, generator=torch.Generator().manual_seed(seed))))

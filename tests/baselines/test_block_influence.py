@@ -10,7 +10,7 @@ import torch
 from aptp.api import search_space
 from aptp.baselines.block_influence import BlockInfluencePruner
 from aptp.core.pruner import PrunerContext
-from aptp.testing import FAMILIES, tiny_pruner_context, tiny_unet
+from aptp.testing import FAMILIES, tiny_pruner_context, tiny_sd3, tiny_unet
 
 
 def asked(family: str = "sd2") -> PrunerContext:
@@ -45,6 +45,24 @@ def test_scores_are_those_by_hand(family: str) -> None:
     found = influences(context)
     assert found == pytest.approx({path: sum(values) / len(values) for path, values in seen.items()}, abs=1e-5)
     assert all(0 < value < 2 for value in found.values())
+
+
+def test_a_joint_block_s_influence_is_on_the_tokens_of_both_streams() -> None:
+    model = tiny_sd3(num_layers=2)
+    context = tiny_pruner_context(model, search_space(model, "depth"), 0.8)
+    seen: dict[str, torch.Tensor] = {}
+    for site in context.space.sites:
+
+        def hook(block, args, kwargs, output, path=site.path):
+            entering = (kwargs["encoder_hidden_states"], kwargs["hidden_states"])
+            pairs = [(a, b) for a, b in zip(entering, output, strict=True) if b is not None]
+            before, after = (torch.cat(streams, 1).detach().double() for streams in zip(*pairs, strict=True))
+            seen[path] = 1 - ((before * after).sum(-1) / before.norm(dim=-1) / after.norm(dim=-1)).mean()
+
+        model.get_submodule(site.path).register_forward_hook(hook, with_kwargs=True)
+    found = influences(context, batches=1)
+    assert found == pytest.approx({path: float(value) for path, value in seen.items()}, abs=1e-9)
+    assert seen.keys() == {"transformer_blocks.0", "transformer_blocks.1"}  # in the last one, of the image alone
 
 
 def test_a_block_that_does_nothing_goes_first() -> None:

@@ -48,6 +48,36 @@ def test_heads_that_cannot_be_cut_apart_are_refused(options, why):
         anatomy.attention_heads("a", Attention(16, heads=4, dim_head=4, **options))
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_joint_head_is_one_unit_of_both_streams(ends):
+    attention = Attention(16, heads=4, dim_head=4, out_dim=16, added_kv_proj_dim=16, context_pre_only=ends)
+    part = anatomy.joint_attention_heads("a", attention, inside=["outer"])
+    assert (part.units, part.channel_dim, part.inside) == (4, -1, ("outer",))
+    assert part.taps == (("a.to_out.0",) if ends else ("a.to_out.0", "a.to_add_out"))
+    assert {cut.path for cut in part.cuts if cut.side == "in"} == set(part.taps)
+    assert {cut.path for cut in part.cuts if cut.side == "out"} == {
+        *("a.to_q", "a.to_k", "a.to_v"),
+        *("a.add_q_proj", "a.add_k_proj", "a.add_v_proj"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "one stream alone"),
+        ({"added_kv_proj_dim": 8}, "one stream alone"),
+        ({"added_kv_proj_dim": 8, "context_pre_only": False, "kv_heads": 2}, "groups its keys"),
+        (
+            {"added_kv_proj_dim": 8, "context_pre_only": False, "kv_heads": 4, "qk_norm": "rms_norm_across_heads"},
+            "across heads",
+        ),
+    ],
+)
+def test_joint_heads_that_cannot_be_cut_apart_are_refused(options, why):
+    with pytest.raises(RequestError, match=why):
+        anatomy.joint_attention_heads("a", Attention(16, heads=4, dim_head=4, **options))
+
+
 def test_norms_within_heads_are_fine():
     assert anatomy.attention_heads("a", Attention(16, heads=4, dim_head=4, qk_norm="layer_norm")).units == 4
 

@@ -97,6 +97,16 @@ def test_random_architectures_are_valid_seeded_and_saved(space, keep, seed, tmp_
     assert loaded.space.signature == space.signature
 
 
+def test_a_file_from_before_blocks_had_several_streams_is_read(tmp_path):
+    architecture = Architecture.random(space_of(2, 0), 0.5)
+    architecture.save(tmp_path / "architecture.json")
+    data = json.loads((tmp_path / "architecture.json").read_text())
+    for site in data["sites"]:
+        del site["streams"]
+    (tmp_path / "architecture.json").write_text(json.dumps(data))
+    assert Architecture.load(tmp_path / "architecture.json").space.signature == architecture.space.signature
+
+
 def test_keep_is_a_probability():
     space = space_of(*[50] * 20)
     assert Architecture.random(space, 1.0).gates.min() == 1

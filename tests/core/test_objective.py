@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
+from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.objective import block_distillation, diffuse, resource_loss, spread_loss, watch, weighted_mse
-from aptp.testing import tiny_inputs, tiny_unet
+from aptp.core.slicing import slice
+from aptp.testing import tiny_inputs, tiny_sd3, tiny_space, tiny_unet
 
 TIMES = torch.tensor([0, 1, 250, 500, 900, 999])
 
@@ -47,8 +54,53 @@ def test_pure_noise_weighs_one():
     assert diffuse(scheduler, *latents(), TIMES).weight[-1] == 1
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_is_the_scheduler_s_own(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    told = scheduler.timesteps[scheduler.config.num_train_timesteps - 1 - TIMES]
+    image, noise = latents()
+    expected = scheduler.scale_noise(image, told, noise)
+    for _ in range(2):
+        diffused = diffuse(scheduler, image, noise, TIMES)
+        assert torch.equal(diffused.timesteps, told)
+        torch.testing.assert_close(diffused.noisy, expected)
+        assert torch.equal(diffused.target, noise - image)
+        assert torch.equal(diffused.weight, torch.ones(len(TIMES)))
+        scheduler.set_timesteps(4)  # sampling between two steps of training
+    assert diffused.timesteps[-1] == 1000
+    assert torch.equal(diffused.noisy[-1], noise[-1])
+
+
+def test_a_step_of_the_scheduler_along_the_flow_s_target_gives_back_the_picture():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(1)
+    image, noise = latents()
+    diffused = diffuse(scheduler, image, noise, torch.full((6,), 999))
+    assert scheduler.timesteps[0] == diffused.timesteps[0]
+    torch.testing.assert_close(scheduler.step(diffused.target, scheduler.timesteps[0], diffused.noisy)[0], image)
+
+
+def test_the_times_of_noise_schedules_are_the_steps_themselves():
+    assert torch.equal(diffuse(DDPMScheduler(), *latents(), TIMES).timesteps, TIMES)
+
+
+def test_solvers_of_a_flow_have_its_shift_too():
+    solver = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, lower_order_final=True
+    )
+    expected = diffuse(FlowMatchEulerDiscreteScheduler(shift=3.0), *latents(), TIMES).timesteps
+    assert torch.equal(diffuse(solver, *latents(), TIMES).timesteps, expected)
+
+
 @pytest.mark.parametrize(
-    "scheduler", [FlowMatchEulerDiscreteScheduler(), DDPMScheduler(prediction_type="sample")], ids=["flow", "sample"]
+    "scheduler",
+    [
+        DDPMScheduler(prediction_type="sample"),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        CMStochasticIterativeScheduler(),
+    ],
+    ids=["sample", "a shift by size", "from noise to pictures", "consistency"],
 )
 def test_other_predictions_are_refused(scheduler):
     with pytest.raises(RequestError, match="can be trained"):
@@ -76,6 +128,26 @@ def test_watch_collects_each_pass_and_goes():
     with pytest.raises(ZeroDivisionError), watch(unet, paths):
         raise ZeroDivisionError
     assert not any(m._forward_hooks for m in unet.modules())
+
+
+def test_both_streams_of_a_joint_block_are_watched_while_they_go_on():
+    model = tiny_sd3()
+    space, blocks = tiny_space(model), ["transformer_blocks.1", "transformer_blocks.2"]
+    gates = space.ones()
+    gates[space.slices[[site.path for site in space.sites].index("transformer_blocks.2")]] = 0
+    with watch(model, blocks) as teacher:
+        model(**tiny_inputs(model, 2))
+    assert {path: value.shape[1] for path, value in teacher.items()} == {
+        "transformer_blocks.1": 5,
+        "transformer_blocks.1:1": 16,
+        "transformer_blocks.2:1": 16,
+    }
+    small = slice(model, space, Architecture(space, gates))
+    with watch(small, blocks) as student:
+        small(**tiny_inputs(model, 2))
+    loss = block_distillation(student, teacher)
+    passed, left = teacher["transformer_blocks.1:1"], teacher["transformer_blocks.2:1"]
+    torch.testing.assert_close(loss, (passed - left).square().mean() / left.var() / 3)
 
 
 def test_no_block_drowns_the_others():

@@ -29,6 +29,9 @@ def expected_weights(unet, space, architecture) -> dict[str, torch.Tensor]:
             rows, columns, copies = ["conv1", "norm2", "time_emb_proj"], ["conv2"], 1
         elif site.kind == "attention_heads":
             rows, columns, copies = ["to_q", "to_k", "to_v"], ["to_out.0"], 1
+        elif site.kind == "joint_attention_heads":
+            rows = [*("to_q", "to_k", "to_v"), *("add_q_proj", "add_k_proj", "add_v_proj")]
+            columns, copies = ["to_out.0", "to_add_out"], 1
         else:
             rows, columns = ["net.0.proj"], ["net.2"]
             copies = 1 if site.path.startswith("transformer_blocks") else 2  # a U-Net's are GEGLU: values, then gates

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from aptp.core.anatomy import HEADS
 from aptp.core.architecture import SearchSpace
 from aptp.core.budget import BudgetEstimator, CostModel, Layer
 from aptp.core.denoiser import Denoiser
@@ -30,7 +31,7 @@ class MacsBudget(BudgetEstimator):
     ) -> CostModel:
         anatomy = denoiser.anatomy(module)
         cuts = {cut.path: part for part in anatomy.width for cut in part.cuts}
-        heads = {part.path: part for part in anatomy.width if part.kind == "attention_heads"}
+        heads = {part.path: part for part in anatomy.width if part.kind in HEADS}
         layers = []
 
         def count(path: str, macs: int, part=None) -> None:
@@ -62,11 +63,17 @@ def _layer_macs(layer: nn.Conv2d | nn.Linear, output: Tensor) -> int:
 
 
 def _attention_macs(attention: Attention, args: tuple, kwargs: dict) -> int:
-    """QKᵀ and the product with V: two multiply-accumulates for every query, key and channel."""
+    """QKᵀ and the product with V: two multiply-accumulates for every query, key and channel.
+
+    In joint attention the queries and keys of the text stand beside the image's.
+    """
     hidden = args[0] if args else kwargs["hidden_states"]
     context = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
     queries = hidden.numel() // hidden.shape[1] if hidden.ndim == 4 else hidden.shape[0] * hidden.shape[1]
     keys = queries // hidden.shape[0] if context is None else context.shape[1]
+    if getattr(attention, "add_q_proj", None) is not None and context is not None:
+        keys += queries // hidden.shape[0]
+        queries = hidden.shape[0] * keys
     return 2 * queries * keys * attention.inner_dim
 
 

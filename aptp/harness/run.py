@@ -165,7 +165,8 @@ def _prepare(work: Workspace) -> None:
         work.train = work.preparer.pictures(train, source, "training")
         work.validation = work.preparer.pictures(validation, source, "held-out")
     skipped = work.chosen.skipped | skipped
-    record.data = {"fingerprint": source, **write_lists(work.out, train, validation, skipped)}
+    lists = distributed.on_main(lambda: write_lists(work.out, train, validation, skipped))
+    record.data = {"fingerprint": source, **lists}
     if skipped:
         name, reason = next(iter(skipped.items()))
         work.warn(f"left out of the data: {len(skipped)}, listed in data/skipped.jsonl; the first, {name!r}: {reason}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_captions(
     done: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     checkpoint = training.Checkpoint.save
 
     def stop_after_two(self, step: int) -> None:

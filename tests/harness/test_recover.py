@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -157,6 +158,7 @@ def test_a_resumed_recovery_is_the_same(
     if rank:
         pytest.importorskip("peft")
     monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SHARE", math.inf)
     monkeypatch.setattr("aptp.harness.steps.TRIED", 8)
     options = {"steps": 6, "joint": 0.34, "share": "error", "rank": rank, "batch": 4}
     whole, stopped, resumed = (open_work(out, **SPLIT, recover=options) for out in ("whole", "cut", "cut"))

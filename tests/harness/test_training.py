@@ -194,6 +194,7 @@ def fit(folder: Path, module: nn.Module, stop: int | None = None, warnings: list
 
 def test_a_resumed_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SHARE", math.inf)
     whole, resumed = nn.Linear(3, 2), nn.Linear(3, 2)
     resumed.load_state_dict(whole.state_dict())
     losses = fit(tmp_path / "whole", whole)

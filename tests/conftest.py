@@ -34,9 +34,11 @@ settings.register_profile(
 settings.load_profile("aptp")
 
 
+torch.set_num_threads(1)  # for fixtures of a module too, which come before those of a test
+
+
 @pytest.fixture(autouse=True)
 def _repeatable():
-    torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
@@ -218,6 +220,5 @@ def finished(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) 
     from aptp.harness import run
     from aptp.host import default_host
 
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("finished") / "run"
     return Finished(out, small_config, run(small_config, out, host=default_host(), progress=Quiet()))

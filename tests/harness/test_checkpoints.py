@@ -207,7 +207,6 @@ def config(checkpoint: Path, family: str, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def done(config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("done") / "run"
     return out, run(config, out, host=default_host(), progress=Quiet())
 

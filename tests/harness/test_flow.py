@@ -40,7 +40,6 @@ def config(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunCon
 
 @pytest.fixture(scope="module")
 def done(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("done") / "run"
     return out, run(config, out, host=default_host(), progress=Quiet())
 

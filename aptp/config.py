@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from aptp.core.errors import RequestError, unknown
 from aptp.core.options import Options, RelaxationOptions
-from aptp.host import Host, option_error
+from aptp.host import Host, default_host, option_error
 
 
 class Choice(BaseModel):
@@ -357,6 +357,14 @@ def assignment(text: str) -> dict[str, Any]:
     return {path: scalar(value)}
 
 
+def same_request(config: RunConfig, kept: Mapping[str, Any]) -> bool:
+    """Whether what was kept asks for a settled configuration; what an earlier version did not know has its default."""
+    try:
+        return RunConfig.model_validate(kept).resolved(default_host()).settled().to_yaml() == config.to_yaml()
+    except (ValidationError, RequestError):
+        return False
+
+
 def check_folder(config: RunConfig, out: Path, resume: bool) -> None:
     """Raise `RequestError` where `out` cannot be the run directory of a settled configuration; changes nothing.
 
@@ -364,7 +372,7 @@ def check_folder(config: RunConfig, out: Path, resume: bool) -> None:
     """
     file = out / "config.yaml"
     if file.exists():
-        if file.read_text(encoding="utf-8") != config.to_yaml():
+        if not same_request(config, read_yaml(file, "configuration")):
             raise RequestError(f"run directory {str(out)!r} belongs to another configuration; choose another --out.")
         if not resume:
             raise RequestError(f"run directory {str(out)!r} holds this run already; add --resume to go on with it.")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from aptp.config import same_request
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import write_text
 from aptp.core.record import Record
@@ -53,7 +54,7 @@ def _kept(cell: Cell, results: Path) -> bool:
         record = Record.load(results / f"{cell.name}.json")
     except RequestError:
         return False
-    return record.status == "done" and record.config == cell.config.model_dump(mode="json")
+    return record.status == "done" and same_request(cell.config, record.config)
 
 
 class Table(BaseModel):

@@ -153,6 +153,17 @@ def test_a_run_whose_result_is_kept_is_not_run_again(folder: Path, child: Comman
     assert starts(folder) == []
 
 
+def test_a_result_kept_before_an_option_was_known_counts(folder: Path, child: Command, tmp_path: Path) -> None:
+    kept = tmp_path / "results/seed=0.json"
+    conduct(of_seeds([0]), folder, 1, unwatched, child, kept.parent)
+    data = json.loads(kept.read_text())
+    del data["config"]["precision"], data["config"]["balancer"]["epsilon"]
+    kept.write_text(json.dumps(data))
+    shutil.rmtree(folder)
+    assert conduct(of_seeds([0]), folder, 1, unwatched, child, kept.parent).runs[0].status == "done"
+    assert starts(folder) == []
+
+
 def test_a_result_of_another_configuration_is_replaced(folder: Path, child: Command, tmp_path: Path) -> None:
     kept = tmp_path / "results/seed=0.json"
     conduct(of_seeds([0]), folder, 1, unwatched, child, kept.parent)

@@ -24,6 +24,7 @@ from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_json
 from aptp.core.options import RelaxationOptions
+from aptp.core.record import Record
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
 from aptp.host import Host
@@ -89,6 +90,18 @@ def save_router(
             "call_options": dict(denoiser.call_options),
         },
     )
+
+
+def load_finished(run: Path, host: Host) -> Bundle:
+    """The bundle of a run that is done.
+
+    Raises:
+        RequestError: for a folder that is no finished run.
+    """
+    bundle, record = load_bundle(run, host), run / "record.json"
+    if record.is_file() and (status := Record.load(record).status) != "done":
+        raise RequestError(f"run {str(run)!r} is {status}, not done; finish it with --resume before it serves.")
+    return bundle
 
 
 def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> Bundle:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from aptp.bundle import Bundle, load_bundle
+from aptp.bundle import Bundle, load_finished
 from aptp.core.errors import RequestError
 from aptp.core.progress import Advance
-from aptp.core.record import Record
-from aptp.core.router import PromptBatch, margins, serve
 from aptp.core.slicing import load_expert
 from aptp.host import Host, default_host
+from aptp.routing import Route, check_prompts, read, route
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -26,18 +25,6 @@ if TYPE_CHECKING:
 
 ADAPTED = "model"
 """Where in a run directory the dense pipeline lies that was fine-tuned before it was pruned, if it was."""
-LONGEST_PROMPT = 10_000
-"""Characters; a prompt this long is a mistake, not a prompt."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where a prompt goes: its expert, the cost of that as a fraction of dense, and its lead over the next."""
-
-    prompt: str
-    expert: int
-    cost: float
-    margin: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,6 @@ class RoutedPipeline:
             self._experts[index] = load_expert(folder, self.dense.dtype).to(self.dense.device)
         return self._experts[index]
 
-    @torch.no_grad()
     def route(self, prompts: str | Sequence[str]) -> list[Route]:
         """The expert of each prompt, a function of that prompt alone.
 
@@ -76,12 +62,7 @@ class RoutedPipeline:
             RequestError: for no prompts, an empty one, or one of over 10,000 characters.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_prompts(prompts)
-        batch = PromptBatch(prompts, self.bundle.encoder.encode(prompts))
-        scores = self.bundle.router.scores(batch)
-        experts = serve(scores, self.bundle.bias).tolist()
-        leads = margins(scores, self.bundle.bias).tolist()
-        return [Route(p, e, self.bundle.fractions[e], m) for p, e, m in zip(prompts, experts, leads, strict=True)]
+        return route(self.bundle, read(self.bundle, prompts))
 
     def __call__(
         self,
@@ -165,30 +146,6 @@ def seeds_from(first: int, prompts: Sequence[str]) -> list[int]:
     return seeds
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise `RequestError` for prompts that cannot be served."""
-    if not prompts:
-        raise RequestError("there is no prompt; give at least one.")
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
-            raise RequestError(f"prompt {number} is empty; write what the picture should show.")
-        if not is_text(prompt):
-            raise RequestError(f"prompt {number} is broken Unicode (half of a surrogate pair); write it anew.")
-        if len(prompt) >= LONGEST_PROMPT:
-            raise RequestError(
-                f"prompt {number} has {len(prompt):,} characters; fewer than {LONGEST_PROMPT:,} are right."
-            )
-
-
-def is_text(prompt: str) -> bool:
-    """Whether a string can be encoded: JSON may hold half of a surrogate pair, which no tokenizer takes."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> RoutedPipeline:
     """The routed pipeline of a finished run.
 
@@ -198,10 +155,7 @@ def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> 
     from aptp.models import device_of, load_pipeline, pipeline_fingerprint
 
     run = Path(run)
-    bundle = load_bundle(run, host or default_host())
-    record = run / "record.json"
-    if record.is_file() and (status := Record.load(record).status) != "done":
-        raise RequestError(f"run {str(run)!r} is {status}, not done; finish it with --resume before it serves.")
+    bundle = load_finished(run, host or default_host())
     homes = [run, run.parent.parent] if run.parent.name == "baselines" else [run]
     model = next((str(home / ADAPTED) for home in homes if (home / ADAPTED).is_dir()), bundle.model)
     base = load_pipeline(model, device_of(device))

@@ -107,7 +107,8 @@ def read_prompts(source: str) -> list[str]:
 def _pipeline(run: Path, prompts: Sequence[str]) -> RoutedPipeline:
     """The pipeline of a run, once the prompts are known to be good."""
     with checking():
-        from aptp.pipeline import check_prompts, load
+        from aptp.pipeline import load
+        from aptp.routing import check_prompts
 
         check_prompts(prompts)
         return load(run)

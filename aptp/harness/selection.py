@@ -11,7 +11,7 @@ from aptp.config import PrepareOptions, RunConfig
 from aptp.core.data import CaptionedDataset, Sample
 from aptp.core.errors import RequestError
 from aptp.harness.training import generator_for
-from aptp.pipeline import LONGEST_PROMPT, is_text
+from aptp.routing import LONGEST_PROMPT, is_text
 
 FEWEST_HELD_OUT = 4
 """Held-out pictures under which no distance can be measured."""

@@ -1,0 +1,64 @@
+"""Prompts to experts: what a bundle alone can say, without the models that draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aptp.bundle import Bundle
+from aptp.core.errors import RequestError
+from aptp.core.router import PromptBatch, margins, serve
+
+LONGEST_PROMPT = 10_000
+"""Characters; a prompt this long is a mistake, not a prompt."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a prompt goes: its expert, the cost of that as a fraction of dense, and its lead over the next."""
+
+    prompt: str
+    expert: int
+    cost: float
+    margin: float
+
+
+def read(bundle: Bundle, prompts: Sequence[str]) -> PromptBatch:
+    """Prompts as the router sees them. Raises `RequestError` for ones that cannot be served."""
+    check_prompts(prompts)
+    return PromptBatch(prompts, bundle.encoder.encode(prompts))
+
+
+@torch.no_grad()
+def route(bundle: Bundle, batch: PromptBatch) -> list[Route]:
+    """The expert of each prompt, a function of that prompt alone."""
+    scores = bundle.router.scores(batch)
+    experts = serve(scores, bundle.bias).tolist()
+    leads = margins(scores, bundle.bias).tolist()
+    return [Route(p, e, bundle.fractions[e], m) for p, e, m in zip(batch.text, experts, leads, strict=True)]
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise `RequestError` for prompts that cannot be served."""
+    if not prompts:
+        raise RequestError("there is no prompt; give at least one.")
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise RequestError(f"prompt {number} is empty; write what the picture should show.")
+        if not is_text(prompt):
+            raise RequestError(f"prompt {number} is broken Unicode (half of a surrogate pair); write it anew.")
+        if len(prompt) >= LONGEST_PROMPT:
+            raise RequestError(
+                f"prompt {number} has {len(prompt):,} characters; fewer than {LONGEST_PROMPT:,} are right."
+            )
+
+
+def is_text(prompt: str) -> bool:
+    """Whether a string can be encoded: JSON may hold half of a surrogate pair, which no tokenizer takes."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

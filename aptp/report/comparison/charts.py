@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -115,9 +116,12 @@ def quality_picture(comparison: Comparison, across: str) -> Picture | None:
             if real := _real(comparison, settings[0], measure):
                 axes.axhline(real, color=MUTED, lw=0.9, ls=(0, (1, 2)), label="real pictures")
             _frame(axes, measure)
-            if measure.less and _far_apart([y.mean for _, y in points]):
+            means = [y.mean for _, y in points]
+            if measure.less and _far_apart(means):
                 _logarithmic(axes, "y")
-                axes.set_ylim(min(y.mean for _, y in points) / 1.5, max(y.mean for _, y in points) * 1.5)
+                axes.set_ylim(min(means) / 1.5, max(means) * 1.5)
+            elif measure.less and min(means, default=1) <= 0 and _far_apart([abs(m) for m in means if m]):
+                axes.set_yscale("symlog", linthresh=median(abs(m) for m in means))
             elif points and axes.get_yscale() == "linear":
                 axes.set_ylim(_limits([y for _, y in points]))
             axes.set_xlabel(f"{what} of a picture, % of dense")

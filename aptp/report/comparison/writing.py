@@ -85,11 +85,9 @@ def _contents(comparison: Comparison, command: str) -> dict[str, Any]:
         "ablations": [grid for setting in settings if (grid := tables.ablation_table(comparison, setting))],
         "main": setting_title(comparison, main),
         "main_budget": f"{percent(main.budget, 0)} of the dense {unit_of(comparison)}",
-        "experts": tables.experts_table(comparison, main),
-        "experts_picture": maps.experts_picture(comparison, main),
-        "kinds": maps.kinds_picture(comparison, main),
-        "kind_costs": maps.kind_costs_picture(comparison, main),
-        "cross": maps.cross_picture(comparison, main),
+        "experts": [
+            part for setting in settings if setting.letter == main.letter and (part := _experts(comparison, setting))
+        ],
         "claims": claims(comparison),
         "gallery": gallery,
         "pictured": pictured,
@@ -123,6 +121,19 @@ def _differences(comparison: Comparison, setting: Setting) -> dict[str, Any]:
         "title": setting_title(comparison, setting),
         "table": tables.differences_table(comparison, setting),
         "picture": charts.differences_picture(comparison, setting),
+    }
+
+
+def _experts(comparison: Comparison, setting: Setting) -> dict[str, Any] | None:
+    """What is told of the experts of a setting; `None` where no method has several."""
+    if (table := tables.experts_table(comparison, setting)) is None:
+        return None
+    return {
+        "table": table,
+        "picture": maps.experts_picture(comparison, setting),
+        "kinds": maps.kinds_picture(comparison, setting),
+        "kind_costs": maps.kind_costs_picture(comparison, setting),
+        "cross": maps.cross_picture(comparison, setting),
     }
 
 

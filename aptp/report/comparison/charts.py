@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from aptp.report.comparison.intervals import Interval, interval
 from aptp.report.comparison.methods import Method
@@ -32,7 +32,6 @@ FAR = 20
 """Distances of which the largest is so many times the smallest get a logarithmic axis."""
 OFF_SCALE = 6
 """A paired difference that is so many times the median one is drawn as an arrow."""
-
 
 Point = tuple[Interval, Interval]
 
@@ -122,6 +121,7 @@ def quality_picture(comparison: Comparison, across: str) -> Picture | None:
                 axes.set_ylim(min(means) / 1.5, max(means) * 1.5)
             elif measure.less and min(means, default=1) <= 0 and _far_apart([abs(m) for m in means if m]):
                 axes.set_yscale("symlog", linthresh=median(abs(m) for m in means))
+                axes.yaxis.set_major_formatter(_plain)
             elif points and axes.get_yscale() == "linear":
                 axes.set_ylim(_limits([y for _, y in points]))
             axes.set_xlabel(f"{what} of a picture, % of dense")
@@ -214,8 +214,12 @@ def _logarithmic(axes: Axes, which: str) -> None:
     (axes.set_yscale if which == "y" else axes.set_xscale)("log")
     axis = axes.yaxis if which == "y" else axes.xaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(_plain)
     axis.set_minor_locator(NullLocator())
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:g}"
 
 
 def _legend(figure: Figure) -> None:

@@ -1,7 +1,7 @@
-"""What serving needs of a run: the router, how it decides, and the experts' costs. Safetensors and JSON only.
+"""What serving needs of a run or a bundle: the router, how it decides, the experts. Safetensors and JSON only.
 
 `router/router.json` names the strategies and the costs; `router/router.safetensors` is the router's state and bias;
-`router/space.json` the search space.
+`router/space.json` the search space. A bundle is what serving needs of a run in a folder of its own, with a manifest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from aptp.config import Choice
 from aptp.core.architecture import SearchSpace
@@ -23,18 +23,24 @@ from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import replacing, write_json
+from aptp.core.manifest import MANIFEST, Manifest, paths_in
 from aptp.core.options import RelaxationOptions
 from aptp.core.record import Record
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
+from aptp.core.slicing import SHARED, load_expert
 from aptp.host import Host
 
 FORMAT = 1
+MODEL = "model"
+"""Where the dense pipeline lies: in a bundle always, in a run if it was adapted before it was pruned."""
+ENCODER = "encoder"
+"""Where in a bundle the prompt encoder lies, if it is neither in a package nor on the hub."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained router with all it takes to serve.
+    """A trained router with all it takes to serve, and the experts of `folder`.
 
     `fractions` [experts] are the experts' costs as fractions of dense, `bias` [experts] is added to the scores.
     """
@@ -48,6 +54,30 @@ class Bundle:
     component: str
     call_options: dict[str, Any]
     """What every call of the diffusers pipeline is given unless asked else (see `Denoiser.call_options`)."""
+    folder: Path
+    manifest: Manifest | None
+    """None for a run, which is where it was made."""
+
+    def expert(self, index: int, dtype: torch.dtype | None = None) -> nn.Module:
+        """Load an expert; one that a manifest names is compared with it first.
+
+        Raises:
+            RequestError: if it is damaged.
+        """
+        if self.manifest:
+            self.manifest.verify(expert_folder(index), f"experts/{SHARED}")
+        return load_expert(self.folder / expert_folder(index), dtype)
+
+    @property
+    def base(self) -> str:
+        """The dense pipeline: a folder that lies with the router, or a name."""
+        homes = [self.folder, self.folder.parent.parent] if self.folder.parent.name == "baselines" else [self.folder]
+        return next((str(home / MODEL) for home in homes if (home / MODEL).is_dir()), self.model)
+
+
+def expert_folder(index: int) -> str:
+    """Where an expert lies in a run directory, or in a bundle."""
+    return f"experts/{index:02d}"
 
 
 def save_router(
@@ -107,20 +137,28 @@ def load_finished(run: Path, host: Host) -> Bundle:
 def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> Bundle:
     """Read what `save_router` wrote into `run/router`, with the run's encoder where that is `loaded` already.
 
+    Of a bundle all but the experts is compared with its manifest first.
+
     Raises:
-        RequestError: for a folder that is no finished run.
+        RequestError: for a folder that is neither a run with a router nor a whole bundle.
     """
     folder = run / "router"
+    manifest = Manifest.load(run) if (run / MANIFEST).is_file() else None
+    if manifest:
+        manifest.verify("router", MODEL, ENCODER)
     if not (folder / "router.json").is_file():
         raise RequestError(f"{str(run)!r} is no run with a router: it has no router/router.json.")
     try:
         data = json.loads((folder / "router.json").read_text())
         if data["format"] != FORMAT:
             raise RequestError(f"{str(run)!r} has format {data['format']}; this version of aptp reads {FORMAT}.")
+        if manifest and (path := next(paths_in(data), None)):
+            raise ValueError(f"it names {path!r}, which lies outside of the bundle.")
         space = SearchSpace.from_dict(json.loads((folder / "space.json").read_text()))
         state = load_file(folder / "router.safetensors")
         bias = state.pop("__bias__")
         router_choice, balancer, encoder = (Choice(**data[name]) for name in ("router", "balancer", "encoder"))
+        own = {"model": str(run / ENCODER)} if (run / ENCODER).is_dir() else {}
         router = host.create("router", router_choice.name, router_choice.options)
         router.setup(
             RouterContext(
@@ -137,15 +175,20 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         fractions = [float(fraction) for fraction in data["fractions"]]
         if len(fractions) != len(bias):
             raise ValueError(f"it has {len(bias)} experts, but the costs of {len(fractions)}.")
+        for index in range(len(bias)) if manifest else ():
+            if f"{expert_folder(index)}/architecture.json" not in manifest.files:
+                raise ValueError(f"its manifest names no expert {index}.")
         return Bundle(
             router.eval(),
-            loaded or host.create("encoder", encoder.name, encoder.options),
+            loaded or host.create("encoder", encoder.name, encoder.options | own),
             bias,
             fractions,
             data["model"],
             data["model_fingerprint"],
             data["component"],
             data.get("call_options", {}),
+            run,
+            manifest,
         )
     except RequestError:
         raise

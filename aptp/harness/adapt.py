@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aptp.bundle import MODEL
 from aptp.core import distributed
 from aptp.core.data import Sample
 from aptp.core.objective import weighted_mse
@@ -19,12 +20,11 @@ from aptp.harness.training import (
 )
 from aptp.harness.workspace import Workspace
 from aptp.models import load_pipeline
-from aptp.pipeline import ADAPTED
 
 
 def adapt(work: Workspace, samples: list[Sample], source: str) -> None:
     """Train denoiser and text encoders together, save the pipeline in the run, and go on with the saved one."""
-    folder = work.path(ADAPTED)
+    folder = work.path(MODEL)
     if not folder.is_dir():
         _fine_tune(work, samples, source)
         if distributed.is_main():

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from aptp.bundle import expert_folder
 from aptp.core import distributed
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
@@ -39,7 +40,7 @@ from aptp.harness.training import (
     train,
     with_dropout,
 )
-from aptp.harness.workspace import Workspace, expert_folder
+from aptp.harness.workspace import Workspace
 
 
 def make_experts(work: Workspace, found: Found) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from aptp.bundle import expert_folder
 from aptp.core import distributed
 from aptp.core.architecture import Architecture, harden
 from aptp.core.calibration import calibrate, expected_cost
@@ -17,7 +18,7 @@ from aptp.core.pruner import Pruned
 from aptp.core.router import load_of, perplexity, serve
 from aptp.harness.pruning import prune
 from aptp.harness.training import batch_index, generator_for, micro_batches, recomputing
-from aptp.harness.workspace import Workspace, expert_folder
+from aptp.harness.workspace import Workspace
 
 FAR_FROM_TARGET = 0.05
 """An uncalibrated cost further than this share from the target is worth a warning."""

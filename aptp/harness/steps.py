@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from aptp.bundle import expert_folder
 from aptp.config import RecoverOptions
 from aptp.core import distributed
 from aptp.core.errors import RequestError
@@ -15,7 +16,7 @@ from aptp.core.files import write_json
 from aptp.core.slicing import load_expert
 from aptp.harness.exam import answers
 from aptp.harness.training import batch_index, generator_for
-from aptp.harness.workspace import Workspace, expert_folder
+from aptp.harness.workspace import Workspace
 
 TRIED = 64
 """Training pictures on which what is left of an expert's error is measured."""

@@ -321,11 +321,6 @@ class Workspace:
         self.record.warnings.append(text)
 
 
-def expert_folder(index: int) -> str:
-    """Where an expert lies in a run directory."""
-    return f"experts/{index:02d}"
-
-
 def make(host: Host, kind: str, choice: Choice):
     """A strategy from its configured choice."""
     return host.create(kind, choice.name, choice.options)

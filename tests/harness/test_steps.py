@@ -9,12 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aptp.bundle import expert_folder
 from aptp.config import RecoverOptions, load_config
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.slicing import save_expert, slice
 from aptp.harness.steps import joint_steps, own_steps, shared_out, total_steps
-from aptp.harness.workspace import Workspace, expert_folder
+from aptp.harness.workspace import Workspace
 
 
 @given(steps=st.integers(0, 500), weights=st.lists(st.integers(0, 50), min_size=1, max_size=9).filter(any))

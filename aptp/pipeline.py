@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from aptp.bundle import Bundle, load_finished
-from aptp.core.errors import RequestError
+from aptp.core.errors import RequestError, gist, unknown
 from aptp.core.progress import Advance
+from aptp.experts import Experts
 from aptp.host import Host, default_host
 from aptp.publishing import find_bundle, push_bundle, write_bundle
-from aptp.routing import Route, check_prompts, read, route
+from aptp.request import KINDS, Pictures, check_count, check_options, generators_of, pictures_of, repeated
+from aptp.routing import DENSE, Route, check_prompts, read, route
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -27,39 +31,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoutedOutput:
-    """Pictures in the order of the prompts, and the expert that drew each."""
+    """Pictures in the order asked; of each the expert that drew it (−1 is the dense model) and its fraction of dense.
 
-    images: list[Image.Image]
+    `images` is a list of PIL pictures, an array or a tensor, as `output_type` asks. `nsfw_content_detected` is what the
+    base pipeline's safety checker said of each picture, None if it has none.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
     experts: list[int]
+    costs: list[float]
+    nsfw_content_detected: list[bool] | None = None
 
 
 class RoutedPipeline:
     """A diffusers pipeline whose denoiser is chosen prompt by prompt.
 
-    Everything but the denoiser is shared by the experts; an expert is loaded when it is first needed.
+    Everything but the denoiser is shared by the experts; an expert is loaded when it is first needed (see `Experts` for
+    `memory_limit`). Threads may share a pipeline: routing and drawing take one caller's batch at a time.
     """
 
-    def __init__(self, run: Path, bundle: Bundle, base: DiffusionPipeline) -> None:
+    def __init__(self, run: Path, bundle: Bundle, base: DiffusionPipeline, *, memory_limit: int | None = None) -> None:
         self.run, self.bundle, self.base = run, bundle, base
         self.dense: nn.Module = getattr(base, bundle.component)
-        self._experts: dict[int, nn.Module] = {}
+        self._experts = Experts(self.dense, bundle.expert, memory_limit)
+        self._routing, self._drawing = threading.Lock(), threading.Lock()
 
     def expert(self, index: int) -> nn.Module:
-        """An expert, loaded once, on the base pipeline's device."""
-        if not 0 <= index < len(self.bundle.fractions):
-            raise RequestError(f"there is no expert {index}; this run has {len(self.bundle.fractions)}, from 0.")
-        if index not in self._experts:
-            self._experts[index] = self.bundle.expert(index, self.dense.dtype).to(self.dense.device)
+        """An expert on the pipeline's device, or, for −1, the dense model. Raises `RequestError` for another."""
+        self._check_experts([index])
         return self._experts[index]
 
-    def route(self, prompts: str | Sequence[str]) -> list[Route]:
+    def route(self, prompts: str | Sequence[str], *, fallback_margin: float = 0.0) -> list[Route]:
         """The expert of each prompt, a function of that prompt alone.
+
+        Args:
+            fallback_margin: prompts whose lead is under it go to the dense model.
 
         Raises:
             RequestError: for no prompts, an empty one, or one of over 10,000 characters.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return route(self.bundle, read(self.bundle, prompts))
+        with self._routing:
+            return route(self.bundle, read(self.bundle, prompts), fallback_margin)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **settings: Any) -> RoutedPipeline:
@@ -100,84 +113,134 @@ class RoutedPipeline:
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None = None,
         *,
         num_inference_steps: int = 25,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
         batch_size: int = 16,
         experts: Sequence[int] | None = None,
         dense: bool = False,
+        fallback_margin: float = 0.0,
         advance: Advance | None = None,
         **options: Any,
     ) -> RoutedOutput:
-        """Draw one picture a prompt.
+        """Draw pictures, each by the expert of its prompt.
+
+        A picture depends on its prompt, its noise and its expert, not on what else is in the call.
 
         Args:
+            prompts: their texts. Beside `prompt_embeds` they are only routed by; there they may be left out if
+                `experts` or `dense` is given.
+            guidance_scale: of classifier-free guidance; the diffusers pipeline's own by default.
             negative_prompt: what pictures should not show, one for all or one a prompt; has no part in routing. By
                 default the pipeline's own, which is not always the empty one.
-            seed: of each picture's own noise: one a prompt, or a single one, from which the repetitions of a prompt
-                count on. A picture depends on its prompt, its seed and its expert, not on what else is in the call.
-            batch_size: pictures drawn at a time.
-            experts: use these, one a prompt, instead of the router's.
+            num_images_per_prompt: pictures of a prompt, next to one another in the answer.
+            seed: of each picture's own noise, which is drawn on the CPU: one a prompt, from which its pictures count
+                on, or a single one, from which all pictures of a prompt count on, its repetitions included.
+            generator: instead of a seed: one a picture, or a single one. That serves a single picture as it is; for
+                several it draws a seed for each, in the order asked, so that it is another one afterwards.
+            output_type: `pil`, `np`, `pt` or `latent`.
+            batch_size: pictures drawn at a time, all by one expert.
+            experts: use these, one a prompt, instead of the router's; −1 is the dense model.
             dense: use the dense model for every prompt.
+            fallback_margin: prompts that the router sends to an expert with less of a lead go to the dense model.
             advance: told how many pictures are done.
-            options: passed on to the diffusers pipeline.
+            options: of the diffusers pipeline. Tensors such as `prompt_embeds`, and texts such as `prompt_2`, come one
+                a prompt, `latents` one a picture. `callback_on_step_end` is called in every step of every batch.
 
         Raises:
-            RequestError: for prompts that cannot be served, or other things that are not one a prompt.
+            RequestError: for prompts that cannot be served, options that the diffusers pipeline does not take or
+                refuses, or another number of something than there are prompts or pictures.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_prompts(prompts)
-        seeds = seeds_from(seed, prompts) if isinstance(seed, int) else list(seed)
-        chosen = (
-            [-1] * len(prompts)
-            if dense
-            else list(experts)
-            if experts is not None
-            else [r.expert for r in self.route(prompts)]
+        counts = {
+            "num_inference_steps": num_inference_steps,
+            "num_images_per_prompt": num_images_per_prompt,
+            "batch_size": batch_size,
+        }
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise RequestError(f"{name} is {value!r}; a whole number from 1 is right.")
+        if output_type not in KINDS:
+            raise unknown("output_type", str(output_type), KINDS)
+        given = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+        options |= {name: value for name, value in given.items() if value is not None}
+        options |= {"num_inference_steps": num_inference_steps, "output_type": output_type}
+        check_options(self.base, options)
+        embeds = options.get("prompt_embeds")
+        if prompts is None and (embeds is None or (experts is None and not dense)):
+            raise RequestError("there is no prompt; give its text, or its prompt_embeds and an expert.")
+        texts = [prompts] if isinstance(prompts, str) else None if prompts is None else list(prompts)
+        if texts is not None:
+            check_prompts(texts)
+        named: Sequence[Hashable] = range(len(embeds)) if texts is None else texts
+        if dense:
+            chosen = [DENSE] * len(named)
+        elif experts is None:
+            chosen = [route.expert for route in self.route(texts, fallback_margin=fallback_margin)]
+        else:
+            chosen = list(experts)
+            check_count("experts", chosen, len(named))
+            self._check_experts(chosen)
+        pictures = pictures_of(
+            texts,
+            num_images_per_prompt,
+            generators_of(seed, generator, named, num_images_per_prompt),
+            self.bundle.call_options | options,
         )
-        if not len(prompts) == len(seeds) == len(chosen):
-            raise RequestError(
-                f"{len(prompts)} prompts need as many seeds and experts, not {len(seeds)} and {len(chosen)}."
-            )
-        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
-        if negative is not None and len(negative) != len(prompts):
-            raise RequestError(f"{len(prompts)} prompts need as many negative prompts, or one, not {len(negative)}.")
-        draw = partial(
-            self.base,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            **{"output_type": "pil"} | self.bundle.call_options | options,
-        )
-        images: list[Any] = [None] * len(prompts)
-        try:
-            for expert in sorted(set(chosen)):
-                setattr(self.base, self.bundle.component, self.dense if expert < 0 else self.expert(expert))
-                members = [place for place, choice in enumerate(chosen) if choice == expert]
-                for start in range(0, len(members), batch_size):
-                    batch = members[start : start + batch_size]
-                    noise = [torch.Generator().manual_seed(seeds[place]) for place in batch]
-                    avoid = {} if negative is None else {"negative_prompt": [negative[place] for place in batch]}
-                    drawn = draw([prompts[place] for place in batch], generator=noise, **avoid).images
-                    for place, image in zip(batch, drawn, strict=True):
-                        images[place] = image
-                    if advance:
-                        advance(len(batch))
-        finally:
-            setattr(self.base, self.bundle.component, self.dense)
-        return RoutedOutput(images, chosen)
+        return self._draw(pictures, repeated(chosen, num_images_per_prompt), batch_size, advance)
+
+    def _draw(self, pictures: Pictures, experts: list[int], batch_size: int, advance: Advance | None) -> RoutedOutput:
+        """Draw in batches of one expert each, those that are on the device first."""
+        images: list[Any] = [None] * len(experts)
+        flags: list[Any] = [None] * len(experts)
+        for expert in sorted(set(experts), key=lambda index: (not self._experts.is_ready(index), index)):
+            members = [place for place, choice in enumerate(experts) if choice == expert]
+            for start in range(0, len(members), batch_size):
+                places = members[start : start + batch_size]
+                with self._at_work(expert):
+                    drawn = self.base(**pictures.arguments(places))
+                said = getattr(drawn, "nsfw_content_detected", None) or [None] * len(places)
+                for place, image, flag in zip(places, drawn.images, said, strict=True):
+                    images[place], flags[place] = image, flag
+                if advance:
+                    advance(len(places))
+        costs = [self._cost(expert) for expert in experts]
+        return RoutedOutput(_joined(images), experts, costs, None if None in flags else [bool(flag) for flag in flags])
+
+    @contextmanager
+    def _at_work(self, expert: int) -> Iterator[None]:
+        """The base pipeline with an expert as its denoiser, for one thread; what it refuses is a `RequestError`."""
+        with self._drawing:
+            setattr(self.base, self.bundle.component, self.expert(expert))
+            try:
+                yield
+            except ValueError as error:
+                if any(frame.name == "check_inputs" for frame in traceback.extract_tb(error.__traceback__)):
+                    raise RequestError(f"{type(self.base).__name__} refuses this: {gist(error)}") from error
+                raise
+            finally:
+                setattr(self.base, self.bundle.component, self.dense)
+
+    def _check_experts(self, experts: Sequence[int]) -> None:
+        there = len(self.bundle.fractions)
+        for index in experts:
+            if index != DENSE and not 0 <= index < there:
+                raise RequestError(f"there is no expert {index}; this run has {there}, from 0; −1 is the dense model.")
+
+    def _cost(self, expert: int) -> float:
+        return 1.0 if expert == DENSE else self.bundle.fractions[expert]
 
 
-def seeds_from(first: int, prompts: Sequence[str]) -> list[int]:
-    """A seed a picture: `first`, plus how often its prompt came before."""
-    seen: Counter[str] = Counter()
-    seeds = []
-    for prompt in prompts:
-        seeds.append(first + seen[prompt])
-        seen[prompt] += 1
-    return seeds
+def _joined(images: list[Any]) -> Any:
+    """Pictures in the container that a diffusers pipeline answers with."""
+    if isinstance(images[0], torch.Tensor):
+        return torch.stack(images)
+    return np.stack(images) if isinstance(images[0], np.ndarray) else images
 
 
 def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> RoutedPipeline:

@@ -13,11 +13,13 @@ from aptp.core.router import PromptBatch, margins, serve
 
 LONGEST_PROMPT = 10_000
 """Characters; a prompt this long is a mistake, not a prompt."""
+DENSE = -1
+"""What stands for the dense model among the numbers of experts."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a prompt goes: its expert, the cost of that as a fraction of dense, and its lead over the next."""
+    """Where a prompt goes: its expert or `DENSE`, the cost of that as a fraction of dense, its lead over the next."""
 
     prompt: str
     expert: int
@@ -32,12 +34,25 @@ def read(bundle: Bundle, prompts: Sequence[str]) -> PromptBatch:
 
 
 @torch.no_grad()
-def route(bundle: Bundle, batch: PromptBatch) -> list[Route]:
-    """The expert of each prompt, a function of that prompt alone."""
+def route(bundle: Bundle, batch: PromptBatch, fallback_margin: float = 0.0) -> list[Route]:
+    """The expert of each prompt, a function of that prompt alone.
+
+    Args:
+        fallback_margin: prompts whose lead is under it go to the dense model.
+
+    Raises:
+        RequestError: for a margin that none can be under.
+    """
+    if not fallback_margin >= 0:
+        raise RequestError(f"fallback margin {fallback_margin} is no lead; 0 or more is right.")
     scores = bundle.router.scores(batch)
-    experts = serve(scores, bundle.bias).tolist()
-    leads = margins(scores, bundle.bias).tolist()
-    return [Route(p, e, bundle.fractions[e], m) for p, e, m in zip(batch.text, experts, leads, strict=True)]
+    routes = []
+    for prompt, expert, lead in zip(
+        batch.text, serve(scores, bundle.bias).tolist(), margins(scores, bundle.bias).tolist(), strict=True
+    ):
+        sure = lead >= fallback_margin
+        routes.append(Route(prompt, expert if sure else DENSE, bundle.fractions[expert] if sure else 1.0, lead))
+    return routes
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -45,6 +60,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
     if not prompts:
         raise RequestError("there is no prompt; give at least one.")
     for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str):
+            raise RequestError(f"prompt {number} is a {type(prompt).__name__}; a text is right.")
         if not prompt.strip():
             raise RequestError(f"prompt {number} is empty; write what the picture should show.")
         if not is_text(prompt):

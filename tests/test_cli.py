@@ -296,7 +296,9 @@ class Pipeline:
         assert (num_inference_steps, guidance_scale) == (3, 2.0)
         self.batches.append(len(prompts))
         colours = [(expert, noise, len(text)) for text, noise, expert in zip(prompts, seed, experts, strict=True)]
-        return RoutedOutput([Image.new("RGB", (1, 1), colour) for colour in colours], list(experts))
+        return RoutedOutput(
+            [Image.new("RGB", (1, 1), colour) for colour in colours], list(experts), [1.0] * len(experts)
+        )
 
 
 @pytest.fixture

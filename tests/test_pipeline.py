@@ -15,7 +15,7 @@ import torch
 import aptp
 from aptp.core.errors import RequestError
 from aptp.core.record import Record
-from aptp.pipeline import RoutedPipeline, seeds_from
+from aptp.pipeline import RoutedPipeline
 
 DRAWING = {"num_inference_steps": 2, "guidance_scale": 3.0}
 
@@ -108,18 +108,128 @@ def test_experts_can_be_chosen(pipe: RoutedPipeline) -> None:
     assert np.abs(first - other).max() > 1
     with pytest.raises(RequestError, match="no expert 3; this run has 3"):
         pipe("a red star", experts=[3], **DRAWING)
-    with pytest.raises(RequestError, match="as many seeds and experts, not 1 and 2"):
+    with pytest.raises(RequestError, match="experts has 2 entries; one a prompt is right, 1 in all"):
         pipe("a red star", experts=[1, 2], **DRAWING)
-    with pytest.raises(RequestError, match="as many seeds and experts, not 3 and 1"):
+    with pytest.raises(RequestError, match="seed has 3 entries"):
         pipe("a red star", seed=[1, 2, 3], **DRAWING)
 
 
 def test_repetitions_of_a_prompt_have_noise_of_their_own(pipe: RoutedPipeline) -> None:
-    assert seeds_from(4, ["a", "b", "a", "a", "b"]) == [4, 4, 5, 6, 5]
     images = pixels(pipe(["a red star", "a blue dot", "a red star"], seed=4, **DRAWING).images)
     assert np.abs(images[0] - images[2]).max() > 1
     again = pixels(pipe(["a red star", "a red star"], seed=4, **DRAWING).images)
     assert np.abs(again - images[[0, 2]]).max() <= 1
+
+
+def test_a_prompt_may_have_several_pictures(pipe: RoutedPipeline) -> None:
+    several = pipe(["a red star", "a blue dot"], num_images_per_prompt=2, seed=4, experts=[1, 0], **DRAWING)
+    assert several.experts == [1, 1, 0, 0]
+    assert several.costs == [pipe.bundle.fractions[index] for index in several.experts]
+    single = [pipe("a red star", seed=seed, experts=[1], **DRAWING).images[0] for seed in (4, 5)]
+    assert np.abs(pixels(several.images[:2]) - pixels(single)).max() <= 1
+    repeated = pipe(["a red star"] * 2 + ["a blue dot"] * 2, seed=4, experts=[1, 1, 0, 0], **DRAWING)
+    assert np.abs(pixels(several.images) - pixels(repeated.images)).max() <= 1
+
+
+def test_generators_are_those_of_diffusers(pipe: RoutedPipeline) -> None:
+    one = pipe("a red star", generator=torch.Generator().manual_seed(5), dense=True, **DRAWING).images
+    expected = pipe.base("a red star", generator=torch.Generator().manual_seed(5), **DRAWING).images
+    assert np.array_equal(pixels(one), pixels(expected))
+    own = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    two = pipe("a red star", generator=own, num_images_per_prompt=2, experts=[0], **DRAWING).images
+    assert np.array_equal(pixels(two), pixels(pipe(["a red star"] * 2, seed=[5, 6], experts=[0, 0], **DRAWING).images))
+
+
+@pytest.mark.parametrize("kind", ["np", "pt", "latent"])
+def test_pictures_come_as_asked(pipe: RoutedPipeline, kind: str) -> None:
+    asked = ["a red star", "a blue dot", "a"]
+    drawn = pipe(asked, seed=[5, 6, 7], experts=[0, -1, 0], output_type=kind, **DRAWING)
+    expected = pipe.base(asked[1], generator=[torch.Generator().manual_seed(6)], output_type=kind, **DRAWING).images
+    assert type(drawn.images) is type(expected)
+    assert drawn.images.shape == (3, *expected.shape[1:])
+    assert np.array_equal(np.asarray(drawn.images[1]), np.asarray(expected[0]))
+
+
+def test_a_prompt_of_little_lead_may_fall_back_to_the_dense_model(pipe: RoutedPipeline, prompts: list[str]) -> None:
+    routes = sorted(pipe.route(prompts[:9]), key=lambda route: route.margin)
+    asked = [route.prompt for route in routes]
+    limit = (routes[3].margin + routes[4].margin) / 2
+    fallen = pipe.route(asked, fallback_margin=limit)
+    assert [route.expert for route in fallen] == [-1] * 4 + [route.expert for route in routes[4:]]
+    assert [route.cost for route in fallen[:4]] == [1.0] * 4
+    assert [route.margin for route in fallen] == pytest.approx([route.margin for route in routes])
+    drawn = pipe(asked, fallback_margin=limit, num_inference_steps=1)
+    assert (drawn.experts, drawn.costs) == ([r.expert for r in fallen], [r.cost for r in fallen])
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(RequestError, match="fallback margin"):
+            pipe.route(asked, fallback_margin=bad)
+
+
+def test_embeddings_come_with_a_text_to_route_by_or_an_expert(pipe: RoutedPipeline) -> None:
+    asked = ["a red star", "the word STOP", "a blue dot"]
+    usual = pipe(asked, output_type="np", **DRAWING)
+    embeds, negative = pipe.base.encode_prompt(asked, "cpu", 1, True)
+    for given in ({}, {"negative_prompt_embeds": negative}):
+        routed = pipe(asked, prompt_embeds=embeds, output_type="np", batch_size=1, **given, **DRAWING)
+        assert routed.experts == usual.experts
+        assert np.abs(routed.images - usual.images).max() <= 1e-4
+    chosen = pipe(prompt_embeds=embeds, experts=usual.experts, output_type="np", **DRAWING)
+    assert np.abs(chosen.images - usual.images).max() <= 1e-4
+    for prompts, given in ((None, {}), (None, {"prompt_embeds": embeds}), (None, {"dense": True})):
+        with pytest.raises(RequestError, match="give its text, or its prompt_embeds and an expert"):
+            pipe(prompts, **given)
+
+
+def test_every_step_of_every_batch_is_told(pipe: RoutedPipeline) -> None:
+    steps: list[tuple[int, int]] = []
+
+    def see(base, step: int, time, tensors: dict) -> dict:
+        assert base is pipe.base
+        assert base.unet is pipe.expert(len(steps) // 4)
+        steps.append((step, len(tensors["prompt_embeds"])))
+        return tensors
+
+    pipe(
+        ["a", "b", "c"] * 2,
+        experts=[0, 1] * 3,
+        batch_size=2,
+        callback_on_step_end=see,
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        **DRAWING,
+    )
+    assert steps == [(0, 4), (1, 4), (0, 2), (1, 2)] * 2, "both halves of classifier-free guidance"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; a whole number from 1"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt is 1.5"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"output_type": "jpg"}, "unknown output_type 'jpg'"),
+        ({"hight": 16}, "unknown option of a routed StableDiffusionPipeline 'hight'; did you mean 'height'"),
+        ({"return_dict": False}, "'return_dict'"),
+        ({"height": 15, "width": 15}, "StableDiffusionPipeline refuses this: .*divisible by 8"),
+        ({"callback_on_step_end_tensor_inputs": ["x"]}, "refuses this: .*has to be in"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, "latents has 2 entries; one a picture is right, 1 in all"),
+        ({"experts": [-2]}, "no expert -2"),
+        ({"seed": -1}, "seed -1 is out of range"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 entries"),
+    ],
+)
+def test_bad_requests_are_refused(pipe: RoutedPipeline, given: dict, words: str) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        pipe("a red star", **given)
+    assert one_sentence(caught.value)
+
+
+def test_an_error_of_a_callback_stays_what_it_is(pipe: RoutedPipeline) -> None:
+    def fail(*args: object) -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        pipe("a red star", callback_on_step_end=fail, **DRAWING)
+    assert not isinstance(caught.value, RequestError)
 
 
 def test_progress_counts_every_picture(pipe: RoutedPipeline) -> None:

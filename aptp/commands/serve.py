@@ -62,7 +62,7 @@ def generate(
         raise RequestError(f"--out {str(out)!r} is a file; name a folder.")
     with working("drawing", debug):
         from aptp.core.files import replacing, write_json
-        from aptp.pipeline import seeds_from
+        from aptp.request import seeds_from
         from aptp.terminal import Terminal
 
         pipe = _pipeline(run, asked)

@@ -196,6 +196,9 @@ class EvaluateOptions(Options):
     prompts: int = Field(120, ge=4)
     steps: int = Field(15, gt=0, description="sampling steps")
     guidance: float = Field(3.0, ge=0)
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of what draws the pictures; teacher error, latency and metrics stay in fp32"
+    )
     batch: int = Field(40, gt=0)
     gallery: int = Field(2, ge=0, description="prompts of each kind that every expert draws")
     exam: int = Field(
@@ -240,7 +243,7 @@ class RunConfig(Options):
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the denoiser's computations in training; weights, losses and evaluation stay in fp32"
+        "fp32", description="of the denoiser's computations in training; weights and losses stay in fp32"
     )
     checkpointing: bool = Field(
         False, description="keep no activations within the denoiser's blocks in training, but compute them again"

@@ -24,7 +24,7 @@ from aptp.harness.clusters import nmi
 from aptp.harness.data import fit
 from aptp.harness.measure import latencies_ms, peak_memory_mb
 from aptp.harness.processes import by_itself
-from aptp.harness.training import generator_for
+from aptp.harness.training import autocast, generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
 from aptp.report.wording import plural
@@ -79,15 +79,16 @@ def draw_pictures(
             if all((folder / f"{i:03d}.png").exists() for i in part):
                 advance(len(part))
                 continue
-            drawn = pipe(
-                [prompts[i] for i in part],
-                seed=[seeds[i] for i in part],
-                experts=[experts[i] for i in part],
-                num_inference_steps=steps or options.steps,
-                guidance_scale=options.guidance,
-                batch_size=options.batch,
-                advance=advance,
-            )
+            with autocast(work.device, options.precision):
+                drawn = pipe(
+                    [prompts[i] for i in part],
+                    seed=[seeds[i] for i in part],
+                    experts=[experts[i] for i in part],
+                    num_inference_steps=steps or options.steps,
+                    guidance_scale=options.guidance,
+                    batch_size=options.batch,
+                    advance=advance,
+                )
             for place, image in zip(part, drawn.images, strict=True):
                 save_picture(image, folder / f"{place:03d}.png")
     distributed.wait()

@@ -74,3 +74,14 @@ def test_figures_of_routing_agree_with_one_another(finished) -> None:
     assert (counts.sum(0) / counts.sum()).tolist() == pytest.approx(routing["load"])
     for kind, row in zip(routing["kinds"], counts, strict=True):
         assert routing["mean_cost_of_kind"][kind] == pytest.approx(float(row / row.sum() @ costs))
+
+
+def test_drawing_in_bf16_changes_pictures_by_rounding_alone(open_work, pipe: RoutedPipeline, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for precision in ("fp32", "bf16"):
+        draw(open_work(evaluate={"steps": 4, "precision": precision}), pipe, tmp_path / precision)
+    pairs = [[Image.open(tmp_path / p / f"{i:03d}.png") for p in ("fp32", "bf16")] for i in range(8)]
+    apart = [np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() for a, b in pairs]
+    assert 0 < max(apart) < 4  # of 255

@@ -21,7 +21,7 @@ Flat = dict[str, str]
 Kind = Literal["dense", "single", "routed"]
 
 STRATEGIES = ("pruner", "router", "balancer", "granularity", "encoder")
-UNNAMED = {"seed", "device", "compare", "model", "budget.target"}
+UNNAMED = {"seed", "device", "compare", "model", "budget.target", "checkpointing", "trackers"}
 """Settings that are coordinates of a figure, or no part of the method."""
 ASIDE = ("prepare.", "evaluate.", "data.", "metrics", "budget.")
 """Starts of the names of settings that say what is measured, and on what."""

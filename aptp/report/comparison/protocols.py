@@ -14,7 +14,7 @@ Protocol = tuple[tuple[str, str], ...]
 
 PREFIXES = ("recover.weights.", "adapt.", "distill.")
 KEYS = ("recover.steps", "recover.per", "recover.batch", "recover.caption_dropout")
-MEASURED = ("data.", "evaluate.prompts", "evaluate.steps", "evaluate.guidance", "evaluate.exam")
+MEASURED = ("data.", "evaluate.prompts", "evaluate.steps", "evaluate.guidance", "evaluate.precision", "evaluate.exam")
 DATA = ("fingerprint", "training_pictures", "validation_pictures")
 """What runs must share of their records' `data`; a list of pictures that a seed drew differs between seeds."""
 NAMED = ("recover.", "adapt.", "distill.", "evaluate.")

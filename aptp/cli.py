@@ -12,16 +12,17 @@ import typer
 from aptp import __version__
 from aptp.commands.failing import Commands
 from aptp.commands.inspect import doctor, plugins
+from aptp.commands.prompts import generate, route
 from aptp.commands.report import report
 from aptp.commands.run import run
-from aptp.commands.serve import generate, route
+from aptp.commands.serve import serve
 from aptp.commands.sweep import sweep
 
 COLLECT = 10_000, 10, 100
 """New objects until the newest are searched for garbage, such searches until older ones are, those until all are."""
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (run, sweep, report, route, generate):
+for command in (run, sweep, report, route, generate, serve):
     app.command()(command)
 app.add_typer(plugins, name="plugins")
 app.command()(doctor)

@@ -1,119 +1,99 @@
-"""`aptp route` and `aptp generate`: what a finished run does with prompts."""
+"""`aptp serve`: a finished run behind HTTP."""
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-from collections.abc import Sequence
+import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from aptp.commands.failing import Debug, checking, working
+from aptp.commands.prompts import Run
 from aptp.core.errors import RequestError
+from aptp.serving.limits import Limits
 
-if TYPE_CHECKING:
-    from aptp.pipeline import Route, RoutedPipeline
+KEY = "APTP_API_KEY"
+SHORTEST_KEY = 16
+NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+"""Modules of the extra, and the packages that bring them."""
+DEFAULT = Limits()
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
-FILE_HELP = "Prompts, one a line; - is standard input."
 
-
-def route(
+def serve(
     run: Run,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Prompts.")] = None,
-    prompts: Annotated[str | None, typer.Option(metavar="FILE|-", help=FILE_HELP)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    host: Annotated[str, typer.Option(help="Address to bind; one that others reach needs an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help=f"Holds the API key; or set {KEY}.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = DEFAULT.batch,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds that a picture waits, at most, for others to fill its batch.")
+    ] = DEFAULT.wait,
+    queue: Annotated[int, typer.Option(min=1, help="Pictures taken and not yet answered.")] = DEFAULT.queue,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to its answer.")] = DEFAULT.timeout,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps, unless asked.")] = DEFAULT.steps,
+    guidance: Annotated[float, typer.Option(min=0, help="Scale of guidance, unless asked.")] = DEFAULT.guidance,
+    max_steps: Annotated[int, typer.Option(min=1, help="Most sampling steps of a request.")] = DEFAULT.max_steps,
+    max_count: Annotated[int, typer.Option(min=1, help="Most pictures of a request.")] = DEFAULT.max_count,
+    max_prompt: Annotated[
+        int, typer.Option(min=1, max=9_999, help="Most characters of a prompt.")
+    ] = DEFAULT.max_prompt,
     debug: Debug = False,
 ) -> None:
-    """Say which expert serves each prompt.
+    """Serve a finished run over HTTP, as OpenAI's images endpoint, until SIGTERM or Ctrl-C."""
+    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
+        raise RequestError(f"aptp serve needs {', '.join(missing)}, not installed; pip install 'aptp[serve]'.")
+    key = _key(key_file)
+    if steps > max_steps:
+        raise RequestError(f"--steps {steps} is more than --max-steps {max_steps}; raise that, or ask for fewer.")
+    if max_count > queue:
+        raise RequestError(f"--max-count {max_count} is more than --queue {queue}; a request must fit in.")
+    limits = Limits(
+        batch=batch,
+        wait=wait,
+        queue=queue,
+        timeout=timeout,
+        max_count=max_count,
+        max_steps=max_steps,
+        max_prompt=max_prompt,
+        steps=steps,
+        guidance=guidance,
+    )
+    with checking():
+        from aptp.serving.server import bind, is_loopback
 
-    Cost is a share of the dense model's; the margin is the lead in score over the next expert.
-    """
-    if (prompts is None) == (not texts):
-        raise RequestError("give prompts either after the run or as a file with --prompts.")
-    asked = list(texts) if prompts is None and texts else read_prompts(str(prompts))
-    with working("routing", debug):
-        routes = _pipeline(run, asked).route(asked)
-        if as_json:
-            typer.echo(json.dumps([_as_json(route) for route in routes], indent=1, ensure_ascii=False, allow_nan=False))
-            return
-        from aptp.terminal import show, table
-
-        rows = [(r.prompt, r.expert, r.cost, r.margin if math.isfinite(r.margin) else "only one") for r in routes]
-        show(table(("prompt", "expert", "cost", "margin"), rows))
-
-
-def generate(
-    run: Run,
-    prompts: Annotated[str, typer.Option(metavar="FILE|-", help=FILE_HELP)],
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 25,
-    guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 7.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise; repetitions of a prompt count on from it.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 16,
-    debug: Debug = False,
-) -> None:
-    """Draw a picture of each prompt with its expert."""
-    asked = read_prompts(prompts)
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"--out {str(out)!r} is a file; name a folder.")
-    with working("drawing", debug):
-        from aptp.core.files import replacing, write_json
-        from aptp.request import seeds_from
+        bound = bind(host, port)
+        if key is None and not is_loopback(bound):
+            raise RequestError(f"--host {host} lets others in, so it needs an API key: set {KEY}, or --api-key-file.")
+    with working("serving", debug):
+        from aptp.pipeline import load
+        from aptp.serving.app import LOOPBACK, create_app
+        from aptp.serving.engine import LocalEngine, revision_of
+        from aptp.serving.server import Server
+        from aptp.serving.service import Service
         from aptp.terminal import Terminal
 
-        pipe = _pipeline(run, asked)
-        routes = pipe.route(asked)
-        seeds = seeds_from(seed, asked)
-        names = [f"{place:03d}.png" for place in range(len(asked))]
-        by_expert = sorted(range(len(asked)), key=lambda place: routes[place].expert)
-        with Terminal().task("drawing", len(asked)) as advance:
-            for start in range(0, len(asked), batch):
-                places = by_expert[start : start + batch]
-                drawn = pipe(
-                    [asked[place] for place in places],
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    seed=[seeds[place] for place in places],
-                    batch_size=batch,
-                    experts=[routes[place].expert for place in places],
-                )
-                for place, image in zip(places, drawn.images, strict=True):
-                    with replacing(out / names[place]) as temporary:
-                        image.save(temporary, format="PNG")
-                advance(len(places))
-        listed = [
-            {"file": name, "prompt": route.prompt, "expert": route.expert, "cost": route.cost, "seed": seed}
-            for name, route, seed in zip(names, routes, seeds, strict=True)
-        ]
-        write_json(out / "pictures.json", listed)
-        typer.echo(f"{len(asked)} pictures in {out}")
+        service = Service(LocalEngine(load(run, device=device), revision_of(run)), limits)
+        app = create_app(service, key=key, hosts=LOOPBACK | {host.lower()})
+        Server(app, service, Terminal().say).run([bound])
 
 
-def read_prompts(source: str) -> list[str]:
-    """Prompts from a file, or from standard input for `-`, one a line. Raises `RequestError` if it cannot be read."""
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise RequestError(f"prompts {source!r} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"prompts {source!r} are not UTF-8 text.") from error
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _pipeline(run: Path, prompts: Sequence[str]) -> RoutedPipeline:
-    """The pipeline of a run, once the prompts are known to be good."""
-    with checking():
-        from aptp.pipeline import load
-        from aptp.routing import check_prompts
-
-        check_prompts(prompts)
-        return load(run)
-
-
-def _as_json(route: Route) -> dict[str, object]:
-    margin = route.margin if math.isfinite(route.margin) else None
-    return {"prompt": route.prompt, "expert": route.expert, "cost": route.cost, "margin": margin}
+def _key(file: Path | None) -> str | None:
+    """The API key, from a file or from the environment; never on the command line, which others can read."""
+    if file is None:
+        key, source = os.environ.get(KEY), KEY
+    else:
+        source = f"--api-key-file {str(file)!r}"
+        try:
+            key = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{source} cannot be read as text; name a file that holds the key.") from error
+    if key is None:
+        return None
+    if len(key) < SHORTEST_KEY or not (key.isascii() and key.isprintable()) or " " in key:
+        raise RequestError(f"{source} holds no good API key; {SHORTEST_KEY} or more ASCII characters, no spaces.")
+    return key

@@ -1,0 +1,105 @@
+"""What draws: a routed pipeline behind two threads, one that routes and one that draws."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from aptp.pipeline import Route, RoutedPipeline
+
+
+@dataclass(frozen=True)
+class Manner:
+    """What the pictures of a batch have in common."""
+
+    expert: int
+    steps: int
+    guidance: float
+    avoiding: bool
+    """Whether its pictures have negative prompts; without one, the pipeline's own holds."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What a picture of a batch has for itself."""
+
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+
+
+class Engine(ABC):
+    """Routes prompts and draws batches. `name` and `revision` say of what; `costs` has one entry an expert."""
+
+    name: str
+    revision: str
+    costs: Sequence[float]
+    size: str
+    """Of its pictures, as WIDTHxHEIGHT."""
+
+    @abstractmethod
+    async def route(self, prompt: str) -> Route:
+        """Where a prompt goes."""
+
+    @abstractmethod
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+        """One PNG a sketch, in their order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for what is under way, and let go of what was held."""
+
+
+class LocalEngine(Engine):
+    """A pipeline of this process. It draws one batch at a time; prompts are routed beside that."""
+
+    def __init__(self, pipe: RoutedPipeline, revision: str) -> None:
+        self.pipe = pipe
+        self.name, self.revision, self.costs = pipe.run.resolve().name, revision, pipe.bundle.fractions
+        side = pipe.dense.config.sample_size * pipe.base.vae_scale_factor
+        self.size = f"{side}x{side}"
+        self._router = ThreadPoolExecutor(1, "aptp-route")
+        self._hand = ThreadPoolExecutor(1, "aptp-draw")
+
+    async def route(self, prompt: str) -> Route:
+        (route,) = await asyncio.get_running_loop().run_in_executor(self._router, self.pipe.route, prompt)
+        return route
+
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+        return await asyncio.get_running_loop().run_in_executor(self._hand, self._draw, manner, sketches)
+
+    def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+        drawn = self.pipe(
+            [sketch.prompt for sketch in sketches],
+            num_inference_steps=manner.steps,
+            guidance_scale=manner.guidance,
+            negative_prompt=[sketch.negative_prompt for sketch in sketches] if manner.avoiding else None,
+            seed=[sketch.seed for sketch in sketches],
+            batch_size=len(sketches),
+            experts=[manner.expert] * len(sketches),
+        )
+        pictures = []
+        for image in drawn.images:
+            image.save(file := io.BytesIO(), format="PNG")
+            pictures.append(file.getvalue())
+        return pictures
+
+    def close(self) -> None:
+        for threads in (self._router, self._hand):
+            threads.shutdown(cancel_futures=True)
+
+
+def revision_of(run: Path) -> str:
+    """A hash of what serves: router and experts."""
+    digest = hashlib.sha256()
+    for path in sorted([*run.glob("router/*"), *run.glob("experts/*/*")]):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(run).as_posix()} {content}\n".encode())
+    return digest.hexdigest()

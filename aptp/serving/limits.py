@@ -1,0 +1,32 @@
+"""What a server takes on; imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of requests and queues, and what a request is given where it does not say. Times are in seconds."""
+
+    batch: int = 8
+    """Pictures drawn at a time."""
+    wait: float = 0.05
+    """How long a picture waits, at most, for others to fill its batch while nothing is drawn."""
+    queue: int = 128
+    """Pictures taken and not yet answered."""
+    timeout: float = 120.0
+    """From a whole request to its answer; of a request's body, from its first byte to its last."""
+    max_count: int = 4
+    """Pictures a request."""
+    max_steps: int = 100
+    max_guidance: float = 30.0
+    max_prompt: int = 2000
+    """Characters, of a prompt and of a negative prompt."""
+    steps: int = 25
+    guidance: float = 7.5
+
+    @property
+    def body(self) -> int:
+        """Bytes of a request: two prompts of escaped characters (6 bytes, or 12 for a pair), and the rest."""
+        return 24 * self.max_prompt + 4096

@@ -1,0 +1,81 @@
+"""Binds, runs and stops a server."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from aptp.core.errors import RequestError
+from aptp.serving.service import Service
+
+BACKLOG = 1024
+FLUSHING = 5
+"""Seconds for the last answers to leave, once they are drawn."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address, on which nobody listens yet.
+
+    Raises:
+        RequestError: for an address that is not this machine's, or is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise RequestError(f"cannot serve at {host} port {port}: {error.strerror}; name another.") from error
+    return bound
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach a socket."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+
+
+class Server(uvicorn.Server):
+    """Stops gracefully at the first SIGTERM or SIGINT: refuses what is new, answers what it took, then leaves.
+
+    A second signal, or `timeout` seconds, end the waiting.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, say: Callable[[str], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=FLUSHING,
+        )
+        super().__init__(config)
+        self.service, self.say = service, say
+        self._ticks_left = int(service.limits.timeout * 10)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it can be reached once it can."""
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        engine = self.service.engine
+        self.say(f"serving {engine.name}, revision {engine.revision[:12]}, at http://{host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Close at the first signal, leave at the second."""
+        if self.service.closing:
+            self.should_exit = self.force_exit = True
+        self.service.closing = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to leave."""
+        if self.service.closing:
+            self._ticks_left -= 1
+            self.should_exit = self.should_exit or not self.service.taken or self._ticks_left < 0
+        return await super().on_tick(counter)

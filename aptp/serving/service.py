@@ -1,0 +1,84 @@
+"""Takes orders on, or refuses them; routes them, and has them drawn in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aptp.pipeline import Route
+from aptp.serving.batching import Batcher
+from aptp.serving.engine import Engine, Manner, Sketch
+from aptp.serving.errors import Refusal
+from aptp.serving.limits import Limits
+from aptp.serving.metrics import Metrics
+from aptp.serving.schema import Order
+
+MEMORY = 0.8
+"""Weight of what was known when a new batch tells how long a picture takes."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The answer to an order: where its prompt went, and a PNG for each of its seeds."""
+
+    route: Route
+    pictures: Sequence[bytes]
+
+
+class Service:
+    """Bounded: what it takes it finishes, unless the one who asked withdraws it."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine, self.limits, self.metrics = engine, limits, Metrics()
+        self.closing = False
+        self.taken = 0
+        """Pictures taken and not yet answered."""
+        self._batcher: Batcher[Manner, Sketch, bytes] = Batcher(self._draw, size=limits.batch, wait=limits.wait)
+        self._pace = 0.0
+        """Seconds a picture, lately."""
+        self.metrics.info.info({"model": engine.name, "revision": engine.revision})
+        self.metrics.taken.set_function(lambda: self.taken)
+        self.metrics.waiting.set_function(self._batcher.waiting)
+
+    async def run(self) -> None:
+        """Draw what is asked, until cancelled."""
+        await self._batcher.run()
+
+    async def draw(self, order: Order) -> Drawn:
+        """Take an order on and answer it; cancelled, what of it is not begun is dropped.
+
+        Raises:
+            Refusal: if too much is asked already, or the server is stopping.
+        """
+        if self.closing:
+            raise Refusal(503, "the server is stopping; ask another, or later.", "stopping", retry_after=1)
+        count = len(order.seeds)
+        if self.taken + count > self.limits.queue:
+            seconds = max(1, math.ceil(self.taken * self._pace))
+            message = f"{self.taken} pictures are waiting already; ask again in {seconds} s."
+            raise Refusal(429, message, "queue_full", retry_after=seconds)
+        self.taken += count
+        try:
+            route = await self.engine.route(order.prompt)
+            manner = Manner(route.expert, order.steps, order.guidance, order.negative_prompt is not None)
+            sketches = [Sketch(order.prompt, order.negative_prompt, seed) for seed in order.seeds]
+            pictures = await asyncio.gather(*(self._batcher.put(manner, sketch) for sketch in sketches))
+            return Drawn(route, pictures)
+        finally:
+            self.taken -= count
+
+    async def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> Sequence[bytes]:
+        begun = time.perf_counter()
+        pictures = await self.engine.draw(manner, sketches)
+        seconds = time.perf_counter() - begun
+        pace = seconds / len(sketches)
+        self._pace = MEMORY * self._pace + (1 - MEMORY) * pace if self._pace else pace
+        expert = str(manner.expert)
+        self.metrics.batch.observe(len(sketches))
+        self.metrics.draw_seconds.labels(expert).observe(seconds)
+        self.metrics.pictures.labels(expert).inc(len(sketches))
+        self.metrics.cost.inc(len(sketches) * self.engine.costs[manner.expert])
+        return pictures

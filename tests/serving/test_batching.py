@@ -1,0 +1,150 @@
+"""Batches: each item answered once, with its own, in the company of its key alone, oldest first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aptp.serving.batching import Batcher
+
+Work = Callable[[str, Sequence[int]], Awaitable[Sequence[str]]]
+
+
+class Hand:
+    """Works for a moment, and keeps the batches."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.batches: list[tuple[str, list[int]]] = []
+        self.busy = 0
+
+    async def __call__(self, key: str, items: Sequence[int]) -> list[str]:
+        self.busy += 1
+        assert self.busy == 1, "one batch at a time"
+        await asyncio.sleep(self.seconds)
+        self.batches.append((key, list(items)))
+        self.busy -= 1
+        return [f"{key}{item}" for item in items]
+
+
+def carried_out(batcher: Batcher, script: Callable[[], Awaitable[object]]) -> object:
+    """What `script` answers beside a working batcher."""
+
+    async def both() -> object:
+        work = asyncio.create_task(batcher.run())
+        try:
+            return await asyncio.wait_for(script(), 10)
+        finally:
+            work.cancel()
+
+    return asyncio.run(both())
+
+
+@given(keys=st.lists(st.sampled_from("abc"), max_size=30), size=st.integers(1, 5), pauses=st.sets(st.integers(0, 29)))
+def test_every_item_is_answered_once_with_its_own(keys: list[str], size: int, pauses: set[int]) -> None:
+    hand = Hand()
+    batcher = Batcher(hand, size=size, wait=0.001)
+
+    async def script() -> list[str]:
+        futures = []
+        for number, key in enumerate(keys):
+            futures.append(batcher.put(key, number))
+            if number in pauses:
+                await asyncio.sleep(0.002)
+        return await asyncio.gather(*futures)
+
+    assert carried_out(batcher, script) == [f"{key}{number}" for number, key in enumerate(keys)]
+    assert sorted(item for _, items in hand.batches for item in items) == list(range(len(keys)))
+    assert all(0 < len(items) <= size and items == sorted(items) for _, items in hand.batches)
+    assert all(keys[item] == key for key, items in hand.batches for item in items)
+    assert batcher.waiting() == 0
+    assert batcher._queues == {}, "no key is kept"
+
+
+def test_the_oldest_goes_first_whatever_the_others_ask() -> None:
+    hand = Hand(seconds=0.01)
+    batcher = Batcher(hand, size=2, wait=0)
+
+    async def script() -> None:
+        futures = [batcher.put("busy", 0)]
+        await asyncio.sleep(0.002)
+        futures += [batcher.put("rare", 1), *(batcher.put("busy", number) for number in range(2, 8))]
+        await asyncio.gather(*futures)
+
+    carried_out(batcher, script)
+    assert hand.batches == [("busy", [0]), ("rare", [1]), ("busy", [2, 3]), ("busy", [4, 5]), ("busy", [6, 7])]
+
+
+def test_a_full_batch_does_not_wait_and_a_lonely_item_waits_no_longer_than_said() -> None:
+    hand = Hand()
+    patient = Batcher(hand, size=2, wait=5)
+
+    async def pair() -> None:
+        await asyncio.gather(patient.put("a", 1), patient.put("a", 2))
+
+    begun = time.perf_counter()
+    carried_out(patient, pair)
+    assert time.perf_counter() - begun < 4
+    brisk = Batcher(hand, size=2, wait=0.05)
+
+    async def alone() -> None:
+        await brisk.put("a", 3)
+
+    begun = time.perf_counter()
+    carried_out(brisk, alone)
+    assert 0.05 <= time.perf_counter() - begun < 4
+    assert hand.batches == [("a", [1, 2]), ("a", [3])]
+
+
+def test_what_comes_in_time_joins_the_batch() -> None:
+    hand = Hand()
+    batcher = Batcher(hand, size=3, wait=0.2)
+
+    async def script() -> None:
+        first = batcher.put("a", 1)
+        await asyncio.sleep(0.01)
+        await asyncio.gather(first, batcher.put("a", 2))
+
+    carried_out(batcher, script)
+    assert hand.batches == [("a", [1, 2])]
+
+
+def test_what_is_withdrawn_in_time_is_not_worked_on() -> None:
+    hand = Hand(seconds=0.02)
+    batcher = Batcher(hand, size=2, wait=0)
+
+    async def script() -> None:
+        begun = batcher.put("a", 1)
+        await asyncio.sleep(0.005)
+        dropped, kept = batcher.put("a", 2), batcher.put("a", 3)
+        assert batcher.waiting() == 2
+        begun.cancel()
+        dropped.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting() == 1
+        assert await kept == "a3"
+
+    carried_out(batcher, script)
+    assert hand.batches == [("a", [1]), ("a", [3])]
+
+
+def test_an_error_is_that_batchs_alone() -> None:
+    async def work(key: str, items: Sequence[int]) -> Sequence[str]:
+        if key == "bad":
+            raise RuntimeError("no ink")
+        return ["fine"] * (len(items) if key == "good" else 0)
+
+    batcher = Batcher(work, size=2, wait=0)
+
+    async def script() -> list[object]:
+        futures = [batcher.put("bad", 1), batcher.put("bad", 2), batcher.put("short", 3), batcher.put("good", 4)]
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+    first, second, short, good = carried_out(batcher, script)
+    assert str(first) == str(second) == "no ink"
+    assert isinstance(short, ValueError), "too few answers"
+    assert good == "fine"

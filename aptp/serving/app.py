@@ -156,7 +156,7 @@ def create_app(service: Service, *, key: str | None = None, hosts: frozenset[str
         """Starlette raises the error again once this is answered, so that the server logs it."""
         return Refusal(500, "the server failed at this request; its log says why.", "internal_error").response()
 
-    return Guard(app, key=key, hosts=hosts, revision=engine.revision, timeout=limits.timeout, metrics=service.metrics)
+    return Guard(app, key=key, hosts=hosts, revision=engine.revision, limits=limits, metrics=service.metrics)
 
 
 def _page() -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What stands before every endpoint: who may ask, how large and slow a body may be, headers of every answer, the count."""
+"""What stands before every endpoint: who may ask, bounds of bodies, headers of every answer, the count."""
 
 from __future__ import annotations
 

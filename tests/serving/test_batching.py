@@ -15,17 +15,19 @@ Work = Callable[[str, Sequence[int]], Awaitable[Sequence[str]]]
 
 
 class Hand:
-    """Works for a moment, and keeps the batches."""
+    """Keeps the batches that it worked on; held, it works no further."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+    def __init__(self, held: bool = False) -> None:
         self.batches: list[tuple[str, list[int]]] = []
+        self.held = held
         self.busy = 0
 
     async def __call__(self, key: str, items: Sequence[int]) -> list[str]:
         self.busy += 1
         assert self.busy == 1, "one batch at a time"
-        await asyncio.sleep(self.seconds)
+        await asyncio.sleep(0)
+        while self.held:
+            await asyncio.sleep(0.001)
         self.batches.append((key, list(items)))
         self.busy -= 1
         return [f"{key}{item}" for item in items]
@@ -65,18 +67,25 @@ def test_every_item_is_answered_once_with_its_own(keys: list[str], size: int, pa
     assert batcher._queues == {}, "no key is kept"
 
 
+async def busy(hand: Hand) -> None:
+    """Comes back once a batch is begun."""
+    while not hand.busy:
+        await asyncio.sleep(0.001)
+
+
 def test_the_oldest_goes_first_whatever_the_others_ask() -> None:
-    hand = Hand(seconds=0.01)
+    hand = Hand(held=True)
     batcher = Batcher(hand, size=2, wait=0)
 
     async def script() -> None:
-        futures = [batcher.put("busy", 0)]
-        await asyncio.sleep(0.002)
-        futures += [batcher.put("rare", 1), *(batcher.put("busy", number) for number in range(2, 8))]
+        futures = [batcher.put("common", 0)]
+        await busy(hand)
+        futures += [batcher.put("rare", 1), *(batcher.put("common", number) for number in range(2, 8))]
+        hand.held = False
         await asyncio.gather(*futures)
 
     carried_out(batcher, script)
-    assert hand.batches == [("busy", [0]), ("rare", [1]), ("busy", [2, 3]), ("busy", [4, 5]), ("busy", [6, 7])]
+    assert hand.batches == [("common", [0]), ("rare", [1]), *(("common", [n, n + 1]) for n in (2, 4, 6))]
 
 
 def test_a_full_batch_does_not_wait_and_a_lonely_item_waits_no_longer_than_said() -> None:
@@ -102,7 +111,7 @@ def test_a_full_batch_does_not_wait_and_a_lonely_item_waits_no_longer_than_said(
 
 def test_what_comes_in_time_joins_the_batch() -> None:
     hand = Hand()
-    batcher = Batcher(hand, size=3, wait=0.2)
+    batcher = Batcher(hand, size=3, wait=0.5)
 
     async def script() -> None:
         first = batcher.put("a", 1)
@@ -114,18 +123,19 @@ def test_what_comes_in_time_joins_the_batch() -> None:
 
 
 def test_what_is_withdrawn_in_time_is_not_worked_on() -> None:
-    hand = Hand(seconds=0.02)
+    hand = Hand(held=True)
     batcher = Batcher(hand, size=2, wait=0)
 
     async def script() -> None:
         begun = batcher.put("a", 1)
-        await asyncio.sleep(0.005)
+        await busy(hand)
         dropped, kept = batcher.put("a", 2), batcher.put("a", 3)
         assert batcher.waiting() == 2
         begun.cancel()
         dropped.cancel()
         await asyncio.sleep(0)
         assert batcher.waiting() == 1
+        hand.held = False
         assert await kept == "a3"
 
     carried_out(batcher, script)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -92,10 +93,8 @@ def test_what_cannot_be_served_is_refused_in_one_sentence(name: str) -> None:
     lambda value: json.dumps({"prompt": "x", "n": value}).encode()
 ))  # fmt: skip
 def test_any_body_is_an_order_or_a_refusal(body: bytes) -> None:
-    try:
+    with suppress(Refusal):  # any other error fails
         assert 1 <= len(order(body).seeds) <= LIMITS.max_count
-    except Refusal as refusal:
-        assert refusal.status == 400
 
 
 def test_the_longest_prompts_fit_into_a_body() -> None:

@@ -64,7 +64,7 @@ def serve(
         guidance=guidance,
     )
     with checking():
-        from aptp.serving.server import bind, is_loopback
+        from aptp.serving.address import bind, is_loopback
 
         bound = bind(host, port)
         if key is None and not is_loopback(bound):

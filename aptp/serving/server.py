@@ -1,8 +1,7 @@
-"""Binds, runs and stops a server."""
+"""Runs a server, and stops it gracefully."""
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -10,33 +9,11 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from aptp.core.errors import RequestError
 from aptp.serving.service import Service
 
 BACKLOG = 1024
 FLUSHING = 5
 """Seconds for the last answers to leave, once they are drawn."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, on which nobody listens yet.
-
-    Raises:
-        RequestError: for an address that is not this machine's, or is taken.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise RequestError(f"cannot serve at {host} port {port}: {error.strerror}; name another.") from error
-    return bound
-
-
-def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine can reach a socket."""
-    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
 
 
 class Server(uvicorn.Server):

@@ -1,0 +1,113 @@
+"""What is served is what the pipeline draws."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aptp
+from aptp.pipeline import RoutedOutput, RoutedPipeline
+from aptp.serving.engine import LocalEngine, revision_of
+from aptp.serving.limits import Limits
+from aptp.serving.schema import Order
+from aptp.serving.service import Drawn, Service
+
+PROMPTS = ["a red star", "the word STOP", "a blue dot left of a green ring", "stripes", "a plain ground", "the word NO"]
+
+
+@pytest.fixture(scope="module")
+def pipe(finished) -> RoutedPipeline:
+    return aptp.load(finished.out, device="cpu")
+
+
+class Watched:
+    """A pipeline that keeps its pictures before they are rounded to bytes."""
+
+    def __init__(self, pipe: RoutedPipeline) -> None:
+        self.pipe = pipe
+        self.floats: dict[tuple[str, int], np.ndarray] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipe, name)
+
+    def __call__(self, prompts: list[str], *, seed: list[int], **options: Any) -> RoutedOutput:
+        drawn = self.pipe(prompts, seed=seed, output_type="np", **options)
+        self.floats |= dict(zip(zip(prompts, seed, strict=True), drawn.images, strict=True))
+        return RoutedOutput(self.pipe.base.image_processor.numpy_to_pil(np.stack(drawn.images)), drawn.experts)
+
+
+@pytest.fixture
+def engine(pipe: RoutedPipeline) -> Iterator[LocalEngine]:
+    engine = LocalEngine(Watched(pipe), "abc")
+    yield engine
+    engine.close()
+
+
+def drawn_together(engine: LocalEngine, orders: list[Order]) -> list[Drawn]:
+    service = Service(engine, Limits(batch=4, wait=0.1))
+
+    async def script() -> list[Drawn]:
+        work = asyncio.create_task(service.run())
+        try:
+            return await asyncio.gather(*map(service.draw, orders))
+        finally:
+            work.cancel()
+
+    return asyncio.run(script())
+
+
+def test_a_picture_is_the_one_of_its_prompt_and_seed_alone(pipe: RoutedPipeline, engine: LocalEngine) -> None:
+    orders = [Order(text, "blur" if n % 3 == 0 else None, (n, n + 1), 2, 3.0) for n, text in enumerate(PROMPTS)]
+    for order, drawn in zip(orders, drawn_together(engine, orders), strict=True):
+        options = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": order.negative_prompt}
+        assert drawn.route == pipe.route(order.prompt)[0]
+        for seed, png in zip(order.seeds, drawn.pictures, strict=True):
+            alone = pipe(order.prompt, seed=seed, output_type="np", **options).images[0]
+            assert np.abs(engine.pipe.floats[order.prompt, seed] - alone).max() <= 1e-4
+            picture = Image.open(io.BytesIO(png))
+            assert (picture.format, f"{picture.width}x{picture.height}") == ("PNG", engine.size)
+            assert np.abs(np.asarray(picture) / 255 - alone).max() <= 0.5 / 255 + 1e-4
+
+
+def test_a_damaged_expert_fails_its_own_prompts_alone(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = RoutedPipeline.expert
+
+    def expert(self: RoutedPipeline, index: int) -> Any:
+        if index == 1:
+            raise OSError("gone")
+        return whole(self, index)
+
+    monkeypatch.setattr(RoutedPipeline, "expert", expert)
+    service = Service(engine, Limits(wait=0))
+
+    async def script() -> list[Any]:
+        work = asyncio.create_task(service.run())
+        orders = [Order(text, None, (0,), 1, 1.0) for text in PROMPTS]
+        try:
+            return await asyncio.gather(*map(service.draw, orders), return_exceptions=True)
+        finally:
+            work.cancel()
+
+    experts = [route.expert for route in engine.pipe.route(PROMPTS)]
+    assert len(set(experts)) > 1
+    for expert_of, answer in zip(experts, asyncio.run(script()), strict=True):
+        assert isinstance(answer, OSError if expert_of == 1 else Drawn)
+    assert service.taken == 0
+
+
+def test_a_revision_tells_what_serves(finished, tmp_path: Path) -> None:
+    first = revision_of(finished.out)
+    assert len(first) == 64
+    for part in ("router", "experts"):
+        (tmp_path / part).symlink_to(finished.out / part)
+    assert revision_of(tmp_path) == first
+    (tmp_path / "router").unlink()
+    (tmp_path / "router").mkdir()
+    assert revision_of(tmp_path) != first

@@ -28,13 +28,13 @@ TERMS = """
     ablation, anatomy, APTP, architecture, balancer, block, block influence, budget, calibration, calibration batch,
     caption dropout, classifier-free guidance, cluster, clustered bootstrap, CMMD, code, comparison, confidence
     interval, contrastive loss, control, cost model, cross-routing, cut, damping, denoiser, dense, depth site,
-    difficulty, distillation, embedding, encoder, exam, expert, floor, flow matching, fraction, Fréchet distance,
-    gallery, gate, granularity, hardness, harness, Hessian, hook, joint attention, kind, load, load-balancing loss,
-    logit, low-rank recovery, MACs, margin, marginals, masked, method, metric, min-SNR, normalised mutual
-    information, oracle, paired difference, part, pass-through, perplexity, plan, plugin, preset, prompt, protocol,
-    pruner, record, recovery, reference, relaxation, resource loss, route, router, run directory, score, search,
-    search space, serving bias, site, sliced, spread, stage, straight-through, stream, sweep, tap, Taylor score,
-    teacher, teacher error, threshold, unbalanced transport, unit, width site
+    difficulty, distillation, dynamic batching, embedding, encoder, exam, expert, floor, flow matching, fraction,
+    Fréchet distance, gallery, gate, granularity, hardness, harness, Hessian, hook, joint attention, kind, load,
+    load-balancing loss, logit, low-rank recovery, MACs, margin, marginals, masked, method, metric, min-SNR,
+    normalised mutual information, oracle, paired difference, part, pass-through, perplexity, plan, plugin, preset,
+    prompt, protocol, pruner, record, recovery, reference, relaxation, resource loss, revision, route, router, run
+    directory, score, search, search space, serving bias, site, sliced, spread, stage, straight-through, stream,
+    sweep, tap, Taylor score, teacher, teacher error, threshold, unbalanced transport, unit, width site
 """
 
 

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from aptp.commands.failing import Debug, checking, working
-from aptp.commands.prompts import Run
 from aptp.core.errors import RequestError
 from aptp.serving.limits import Limits
 
@@ -22,7 +21,7 @@ DEFAULT = Limits()
 
 
 def serve(
-    run: Run,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run or a bundle, or a hub name.")],
     host: Annotated[str, typer.Option(help="Address to bind; one that others reach needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -44,7 +43,7 @@ def serve(
     ] = DEFAULT.max_prompt,
     debug: Debug = False,
 ) -> None:
-    """Serve a finished run over HTTP, as OpenAI's images endpoint, until SIGTERM or Ctrl-C."""
+    """Serve a finished run, or a bundle, over HTTP, as OpenAI's images endpoint, until SIGTERM or Ctrl-C."""
     if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
         raise RequestError(f"aptp serve needs {', '.join(missing)}, not installed; pip install 'aptp[serve]'.")
     key = _key(key_file)
@@ -70,14 +69,15 @@ def serve(
         if key is None and not is_loopback(bound):
             raise RequestError(f"--host {host} lets others in, so it needs an API key: set {KEY}, or --api-key-file.")
     with working("serving", debug):
-        from aptp.pipeline import load
+        from aptp.pipeline import RoutedPipeline
         from aptp.serving.app import LOOPBACK, create_app
-        from aptp.serving.engine import LocalEngine, revision_of
+        from aptp.serving.engine import LocalEngine
         from aptp.serving.server import Server
         from aptp.serving.service import Service
         from aptp.terminal import Terminal
 
-        service = Service(LocalEngine(load(run, device=device), revision_of(run)), limits)
+        pipe = RoutedPipeline.from_pretrained(run, device=device)
+        service = Service(LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run)), limits)
         app = create_app(service, key=key, hosts=LOOPBACK | {host.lower()})
         Server(app, service, Terminal().say).run([bound])
 

@@ -111,7 +111,7 @@ def create_app(service: Service, *, key: str | None = None, hosts: frozenset[str
         """The one model that is served."""
         return {"object": "list", "data": [model()]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         """The same, by its name."""
         if name != engine.name:

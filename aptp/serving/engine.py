@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-from aptp.pipeline import Route, RoutedPipeline
+from aptp.bundle import Bundle
+from aptp.core.manifest import Manifest, is_shared, sha256
+from aptp.pipeline import RoutedPipeline
+from aptp.routing import Route
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class Engine(ABC):
 class LocalEngine(Engine):
     """A pipeline of this process. It draws one batch at a time; prompts are routed beside that."""
 
-    def __init__(self, pipe: RoutedPipeline, revision: str) -> None:
-        self.pipe = pipe
-        self.name, self.revision, self.costs = pipe.run.resolve().name, revision, pipe.bundle.fractions
+    def __init__(self, pipe: RoutedPipeline, name: str) -> None:
+        self.pipe, self.name = pipe, name
+        self.revision, self.costs = revision_of(pipe.bundle), pipe.bundle.fractions
         side = pipe.dense.config.sample_size * pipe.base.vae_scale_factor
         self.size = f"{side}x{side}"
         self._router = ThreadPoolExecutor(1, "aptp-route")
@@ -95,11 +96,12 @@ class LocalEngine(Engine):
             threads.shutdown(cancel_futures=True)
 
 
-def revision_of(run: Path) -> str:
-    """A hash of what serves: router and experts."""
-    digest = hashlib.sha256()
-    for path in sorted([*run.glob("router/*"), *run.glob("experts/*/*")]):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(run).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
+def revision_of(bundle: Bundle) -> str:
+    """A hash of what serves: of all that a bundle's manifest names, or of a run's router and experts."""
+    if bundle.manifest:
+        return bundle.manifest.revision
+    files = [
+        path for part in ("router", "experts") for path in sorted((bundle.folder / part).rglob("*")) if is_shared(path)
+    ]
+    listed = {path.relative_to(bundle.folder).as_posix(): (path.stat().st_size, sha256(path)) for path in files}
+    return Manifest(bundle.folder, listed).revision

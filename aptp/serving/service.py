@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aptp.pipeline import Route
+from aptp.routing import Route
 from aptp.serving.batching import Batcher
 from aptp.serving.engine import Engine, Manner, Sketch
 from aptp.serving.errors import Refusal

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from starlette.testclient import TestClient
 
-from aptp.pipeline import Route
+from aptp.routing import Route
 from aptp.serving.app import create_app
 from aptp.serving.engine import Engine, Manner, Sketch
 from aptp.serving.limits import Limits

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 import aptp
+from aptp.core.manifest import Manifest
 from aptp.pipeline import RoutedOutput, RoutedPipeline
 from aptp.serving.engine import LocalEngine, revision_of
 from aptp.serving.limits import Limits
@@ -45,7 +48,7 @@ class Watched:
 
 @pytest.fixture
 def engine(pipe: RoutedPipeline) -> Iterator[LocalEngine]:
-    engine = LocalEngine(Watched(pipe), "abc")
+    engine = LocalEngine(Watched(pipe), "demo")
     yield engine
     engine.close()
 
@@ -102,12 +105,14 @@ def test_a_damaged_expert_fails_its_own_prompts_alone(engine: LocalEngine, monke
     assert service.taken == 0
 
 
-def test_a_revision_tells_what_serves(finished, tmp_path: Path) -> None:
-    first = revision_of(finished.out)
-    assert len(first) == 64
+def test_a_revision_tells_what_serves(pipe: RoutedPipeline, tmp_path: Path) -> None:
+    revision = revision_of(pipe.bundle)
+    folder = pipe.bundle.folder
     for part in ("router", "experts"):
-        (tmp_path / part).symlink_to(finished.out / part)
-    assert revision_of(tmp_path) == first
-    (tmp_path / "router").unlink()
-    (tmp_path / "router").mkdir()
-    assert revision_of(tmp_path) != first
+        shutil.copytree(folder / part, tmp_path / part)
+    assert revision_of(replace(pipe.bundle, folder=tmp_path)) == revision
+    weights = tmp_path / "experts/00/expert.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert revision_of(replace(pipe.bundle, folder=tmp_path)) != revision
+    manifest = Manifest(tmp_path, {"router/router.json": (1, "0")})
+    assert revision_of(replace(pipe.bundle, manifest=manifest)) == manifest.revision

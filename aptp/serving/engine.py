@@ -21,7 +21,7 @@ class Manner:
 
     expert: int
     steps: int
-    guidance: float
+    guidance: float | None
     avoiding: bool
     """Whether its pictures have negative prompts; without one, the pipeline's own holds."""
 

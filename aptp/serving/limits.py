@@ -24,7 +24,8 @@ class Limits:
     max_prompt: int = 2000
     """Characters, of a prompt and of a negative prompt."""
     steps: int = 25
-    guidance: float = 7.5
+    guidance: float | None = None
+    """None is the diffusers pipeline's own."""
 
     @property
     def body(self) -> int:

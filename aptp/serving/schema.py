@@ -64,7 +64,7 @@ class Order:
     negative_prompt: str | None
     seeds: tuple[int, ...]
     steps: int
-    guidance: float
+    guidance: float | None
 
 
 def read(body: bytes, limits: Limits, *, model: str, size: str) -> Order:

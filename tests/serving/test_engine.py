@@ -43,7 +43,7 @@ class Watched:
     def __call__(self, prompts: list[str], *, seed: list[int], **options: Any) -> RoutedOutput:
         drawn = self.pipe(prompts, seed=seed, output_type="np", **options)
         self.floats |= dict(zip(zip(prompts, seed, strict=True), drawn.images, strict=True))
-        return RoutedOutput(self.pipe.base.image_processor.numpy_to_pil(np.stack(drawn.images)), drawn.experts)
+        return replace(drawn, images=self.pipe.base.image_processor.numpy_to_pil(drawn.images))
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """What serving needs of a run or a bundle: the router, how it decides, the experts. Safetensors and JSON only.
 
 `router/router.json` names the strategies and the costs; `router/router.safetensors` is the router's state and bias;
-`router/space.json` the search space. A bundle is what serving needs of a run in a folder of its own, with a manifest.
+`router/space.json` the search space. `calibration.json`, if there is one, is a bias that serves in place of the
+router's own, with the budget it meets. A bundle is what serving needs of a run in a folder of its own, with a manifest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aptp.config import Choice
+from aptp.config import BudgetChoice, Choice
 from aptp.core.architecture import SearchSpace
 from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
@@ -36,19 +37,26 @@ MODEL = "model"
 """Where the dense pipeline lies: in a bundle always, in a run if it was adapted before it was pruned."""
 ENCODER = "encoder"
 """Where in a bundle the prompt encoder lies, if it is neither in a package nor on the hub."""
+CALIBRATION = "calibration.json"
+"""Lies beside the manifest of a bundle, for it is made where it serves; in `router/` it came with the bundle."""
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A trained router with all it takes to serve, and the experts of `folder`.
 
-    `fractions` [experts] are the experts' costs as fractions of dense, `bias` [experts] is added to the scores.
+    `fractions` [experts] are the experts' costs as fractions of dense, `bias` [experts] is added to the scores, and
+    `own_bias` is what the run ended with, where a calibration came after it. `load` [experts] is each expert's share of
+    the training prompts, `budget` what the average prompt is to cost; None where a run did not keep it.
     """
 
     router: Router
     encoder: PromptEncoder
     bias: Float[Tensor, "experts"]
+    own_bias: Float[Tensor, "experts"]
     fractions: list[float]
+    load: list[float]
+    budget: BudgetChoice | None
     model: str
     model_fingerprint: str
     component: str
@@ -93,6 +101,8 @@ def save_router(
     bias: Float[Tensor, "experts"],
     threshold: float,
     fractions: list[float],
+    load: Float[Tensor, "experts"],
+    budget: BudgetChoice,
     model: str,
     model_fingerprint: str,
     denoiser: Denoiser,
@@ -114,6 +124,8 @@ def save_router(
             "embed": embed,
             "threshold": threshold,
             "fractions": fractions,
+            "load": load.tolist(),
+            "budget": budget.model_dump(mode="json"),
             "model": model,
             "model_fingerprint": model_fingerprint,
             "component": denoiser.component,
@@ -178,11 +190,19 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         for index in range(len(bias)) if manifest else ():
             if f"{expert_folder(index)}/architecture.json" not in manifest.files:
                 raise ValueError(f"its manifest names no expert {index}.")
+        serving, budget = bias, data.get("budget")
+        for calibration in (run / CALIBRATION, folder / CALIBRATION):
+            if calibration.is_file():
+                serving, budget = _calibrated(calibration, bias)
+                break
         return Bundle(
             router.eval(),
             loaded or host.create("encoder", encoder.name, encoder.options | own),
+            serving,
             bias,
             fractions,
+            data.get("load", [1 / len(bias)] * len(bias)),
+            budget and BudgetChoice(**budget),
             data["model"],
             data["model_fingerprint"],
             data["component"],
@@ -194,3 +214,14 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RequestError(f"the router of {str(run)!r} is damaged: {gist(error)}") from error
+
+
+def _calibrated(file: Path, bias: Float[Tensor, "experts"]) -> tuple[Float[Tensor, "experts"], dict[str, Any]]:
+    """The bias of a calibration, in place of a run's own, and its budget."""
+    data = json.loads(file.read_text())
+    if data["format"] != FORMAT:
+        raise RequestError(f"{str(file)!r} has format {data['format']}; this version of aptp reads {FORMAT}.")
+    fitted = torch.tensor(data["bias"], dtype=torch.float64)
+    if fitted.shape != bias.shape or not bool(fitted.isfinite().all()):
+        raise ValueError(f"its {CALIBRATION} does not hold {len(bias)} finite numbers.")
+    return fitted, data["budget"]

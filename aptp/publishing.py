@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aptp.bundle import ENCODER, MODEL, Bundle, expert_folder
+from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder
 from aptp.core.errors import RequestError
 from aptp.core.files import write_json
 from aptp.core.manifest import SUFFIXES, Manifest, is_shared
@@ -35,6 +35,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
             _copy(bundle.folder, made, map(Path, bundle.manifest.files))
         else:
             _assemble(bundle, made)
+        if (calibration := bundle.folder / CALIBRATION).is_file():
+            shutil.copyfile(calibration, made / "router" / CALIBRATION)
         Manifest.of(made).save()
         Manifest.load(made)
 

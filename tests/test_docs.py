@@ -34,7 +34,7 @@ TERMS = """
     normalised mutual information, oracle, paired difference, part, pass-through, perplexity, plan, plugin, preset,
     prompt, protocol, pruner, record, recovery, reference, relaxation, resource loss, revision, route, router, run
     directory, score, search, search space, serving bias, site, sliced, spread, stage, straight-through, stream,
-    sweep, tap, Taylor score, teacher, teacher error, threshold, unbalanced transport, unit, width site
+    sweep, tap, Taylor score, teacher, teacher error, threshold, traffic, unbalanced transport, unit, width site
 """
 
 

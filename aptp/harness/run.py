@@ -217,6 +217,8 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
         bias=found.bias,
         threshold=found.threshold,
         fractions=fractions,
+        load=found.load,
+        budget=config.budget,
         model=config.model,
         model_fingerprint=pipeline_fingerprint(work.pipeline),
         denoiser=work.denoiser,

@@ -10,7 +10,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -222,3 +222,44 @@ def finished(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) 
 
     out = tmp_path_factory.mktemp("finished") / "run"
     return Finished(out, small_config, run(small_config, out, host=default_host(), progress=Quiet()))
+
+
+class RayCluster:
+    """A Ray cluster on this machine: a head that runs no tasks, and nodes of one core, which tests add and kill."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.small = {"object_store_memory": 80 * 2**20}
+        self.cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **self.small})
+
+    def two_nodes(self) -> None:
+        """Bring the nodes to two."""
+        while len(self.cluster.worker_nodes) < 2:
+            self.cluster.add_node(num_cpus=1, **self.small)
+        self.cluster.wait_for_nodes()
+
+    def kill(self, node_id: str) -> None:
+        """Lose a node without a warning."""
+        (node,) = (node for node in self.cluster.worker_nodes if node.node_id == node_id)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture(scope="session")
+def _ray_cluster() -> Iterator[RayCluster]:
+    pytest.importorskip("ray")
+    quiet = {"USAGE_STATS_ENABLED": "0", "memory_monitor_refresh_ms": "0", "worker_niceness": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in quiet.items():
+            patch.setenv(f"RAY_{name}", value)
+        running = RayCluster()
+        patch.setenv("RAY_ADDRESS", running.cluster.address)
+        yield running
+        running.cluster.shutdown()
+
+
+@pytest.fixture
+def ray_cluster(_ray_cluster: RayCluster) -> RayCluster:
+    """A cluster of two nodes, at `RAY_ADDRESS`."""
+    _ray_cluster.two_nodes()
+    return _ray_cluster

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aptp.commands.executing import Cpus, Executor, Gpus, Retries, resources_of, started_on
 from aptp.commands.failing import Debug, checking, working
 from aptp.commands.run import RUNS
 from aptp.core.errors import RequestError
@@ -37,7 +38,14 @@ def sweep(
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Any setting of all runs; may be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; by default runs/FILE, or runs/sweep.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time; they share the cores. By default 1, or what a cluster has room for."),
+    ] = None,
+    executor: Executor = "local",
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = None,
     results: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Leave a copy of each record there; what lies there is not run again."),
@@ -51,6 +59,7 @@ def sweep(
             f"a sweep starts each run itself, but {processes()} processes were launched; start aptp sweep without a "
             "launcher."
         )
+    resources = resources_of(executor, cpus=cpus, gpus=gpus, retries=retries)
     axes = {
         "router": router,
         "balancer": balancer,
@@ -78,8 +87,9 @@ def sweep(
     with working("the sweep", debug):
         from aptp.sweep.conduct import conduct
 
-        with _board(jobs) as watch:
-            table = conduct(found, folder, jobs, watch, results=results)
+        at_once = jobs or (None if resources else 1)
+        with started_on(resources, folder) as start, _board(at_once) as watch:
+            table = conduct(found, folder, at_once, watch, results=results, start=start)
         _summarise(table, folder)
     if table.counts()["done"] < len(table.runs):
         raise typer.Exit(1)
@@ -118,7 +128,7 @@ def _asked(
 
 
 @contextmanager
-def _board(jobs: int) -> Iterator[Callable[[Table], None]]:
+def _board(jobs: int | None) -> Iterator[Callable[[Table], None]]:
     """Draws how far a sweep is: a bar on a terminal, and everywhere a line for each run that ends."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -147,7 +157,7 @@ def _board(jobs: int) -> Iterator[Callable[[Table], None]]:
             state = f"{state}, about {duration(left)} to go"
         bar.update(task, completed=counts["done"] + failed, description=state)
         for entry in table.runs:
-            if before.get(entry.name) == "running" and entry.status != "running":
+            if before.get(entry.name) in ("waiting", "running") and entry.status not in ("waiting", "running"):
                 why = f": {entry.error}" if entry.error else f" in {duration(entry.seconds)}"
                 Terminal(console).say(f"{entry.name} {entry.status}{why} ({state})")
             before[entry.name] = entry.status

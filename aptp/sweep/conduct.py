@@ -1,26 +1,23 @@
 """Carries out the runs of a sweep, so many at a time, each as `aptp run` in a process of its own.
 
 A run that crashes or is killed takes nobody with it. Children do not outlive the sweep on Linux, however it ends; where
-the system cannot promise that, they hold the sweep's lock, and the sweep is refused until they are done.
+the system cannot promise that, they hold the sweep's lock, and the sweep is refused until they are done. Runs may also
+be started elsewhere, by whatever `start` is given.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aptp.core.child import REFUSED, Child, Start, Task, reason
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
-from aptp.core.launched import PR_SET_PDEATHSIG
 from aptp.sweep.grid import Cell
 from aptp.sweep.table import Entry, Table, keep
 
@@ -31,31 +28,31 @@ SAVE_SECONDS = 15.0
 """Times of unfinished runs are saved this often; a kill loses no more."""
 LOCK_SECONDS = 5.0
 """How long the children of a killed sweep may take to go."""
-REFUSED = 2
-"""Exit status of a wrong request."""
 
 Command = Callable[[Path, Path], list[str]]
-"""What carries out the configuration in a file in a folder."""
+"""Python's arguments to carry out the configuration in a file in a folder."""
 
 
 def aptp_run(config: Path, out: Path) -> list[str]:
     """`aptp run`, which goes on with what it finds."""
-    return [sys.executable, "-m", "aptp", "run", "--config", str(config), "--out", str(out), "--resume"]
+    return ["-m", "aptp", "run", "--config", str(config), "--out", str(out), "--resume"]
 
 
 def conduct(
     cells: list[Cell],
     folder: Path,
-    jobs: int,
+    jobs: int | None,
     watch: Callable[[Table], None],
     command: Command = aptp_run,
     results: Path | None = None,
+    start: Start | None = None,
 ) -> Table:
-    """Bring every cell to an end in its folder under `folder`, `jobs` at a time; `watch` is shown the table as it goes.
+    """Bring every cell to an end in its folder under `folder`; `watch` is shown the table as it goes.
 
     Runs that are finished are left alone; interrupted, failed and refused ones are tried again, and go on where they
     stopped. In `results`, if given, runs leave copies of their records, and what lies there as done is not run again.
-    `OMP_NUM_THREADS` shares the cores among the runs, unless the environment has it.
+    `jobs` are started at a time (without it, all): on this machine, where `OMP_NUM_THREADS` shares the cores among
+    them, unless the environment has it; or by `start`, wherever that may be.
 
     Raises:
         RequestError: if the sweep is going on elsewhere, or `folder` holds something else.
@@ -64,17 +61,18 @@ def conduct(
         table = Table.open(cells, folder, results)
         _keep(table.runs, results)
         waiting = [(cell, entry) for cell, entry in zip(cells, table.runs, strict=True) if entry.status == "waiting"]
-        environment = {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ}
-        children: list[_Child] = []
+        at_once = jobs or len(cells)
+        begin = start or _here(at_once, lock)
+        children: list[_Run] = []
         saved = -SAVE_SECONDS
         try:
             while waiting or children:
                 ended = [child for child in children if child.ended()]
                 children = [child for child in children if child not in ended]
                 _keep([child.entry for child in ended], results)
-                started = waiting[: jobs - len(children)]
+                started = waiting[: at_once - len(children)]
                 del waiting[: len(started)]
-                children += [_Child.start(*each, folder / ASIDE, command, environment, lock) for each in started]
+                children += [_Run.start(*each, folder / ASIDE, command, begin) for each in started]
                 if started or ended or time.monotonic() - saved >= SAVE_SECONDS:
                     table.save(folder)
                     saved = time.monotonic()
@@ -87,40 +85,46 @@ def conduct(
     return table
 
 
+def _here(jobs: int, lock: int) -> Start:
+    """Starts runs on this machine, which hold the sweep's lock."""
+    environment = {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ}
+
+    def start(arguments: Sequence[str], log: Path) -> Child:
+        with log.open("wb") as output:
+            return Child(arguments, output, environment, held=[lock])
+
+    return start
+
+
 @dataclass(eq=False)
-class _Child:
-    """A run that is going on."""
+class _Run:
+    """A run that is going on, or waits for a place."""
 
     entry: Entry
-    process: subprocess.Popen[bytes]
+    task: Task
     log: Path
-    began: float
+    began: float = 0.0
     """On the monotonic clock, earlier by what the run took before."""
 
     @classmethod
-    def start(
-        cls, cell: Cell, entry: Entry, aside: Path, command: Command, environment: dict[str, str], lock: int
-    ) -> _Child:
+    def start(cls, cell: Cell, entry: Entry, aside: Path, command: Command, start: Start) -> _Run:
         config, log = aside / f"{cell.name}.yaml", aside / f"{cell.name}.log"
         write_text(config, cell.config.to_yaml())
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command(config, Path(entry.folder)),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=[lock],
-                start_new_session=True,
-                preexec_fn=_end_with_parent(),
-            )
-        entry.status = "running"
-        return cls(entry, process, log, time.monotonic() - entry.seconds)
+        run = cls(entry, start(command(config, Path(entry.folder)), log), log)
+        run.look()
+        return run
+
+    def look(self) -> None:
+        """Keep in the entry whether the run has begun, and how long it has taken."""
+        if self.entry.status == "waiting" and self.task.began():
+            self.entry.status, self.began = "running", time.monotonic() - self.entry.seconds
+        if self.entry.status == "running":
+            self.entry.seconds = round(time.monotonic() - self.began, 3)
 
     def ended(self) -> bool:
-        """Whether the run is over; keeps its entry's time, and in the end its status and error."""
-        status = self.process.poll()
-        self.entry.seconds = round(time.monotonic() - self.began, 3)
+        """Whether the run is over; keeps what `look` sees, and in the end its status and error."""
+        status = self.task.poll()
+        self.look()
         if status is None:
             return False
         if status == 0 and self.entry.finished():
@@ -132,19 +136,11 @@ class _Child:
 
     def kill(self) -> None:
         """End the run and all that it started; it can go on from its last checkpoint."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.task.kill()
         self.entry.status = "waiting"
 
     def _error(self, status: int) -> str:
-        """One sentence: a signal's name, or what the run said last."""
-        if status < 0:
-            return f"the run was killed by {signal.Signals(-status).name}"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = next((line.removeprefix("aptp: ") for line in reversed(lines) if line.startswith("aptp: ")), None)
-        if said is None:
-            return f"the run ended with exit status {status}; see {self.log}"
+        said = reason("the run", status, self.log)
         record = self.entry.record()
         recorded = record.error.partition("\n")[0] if record and record.error else said
         return recorded if recorded in said else said
@@ -179,20 +175,6 @@ def _keep(entries: list[Entry], results: Path | None) -> None:
     for entry in entries if results else ():
         if entry.finished() or (entry.status == "failed" and entry.record()):
             keep(entry, results)
-
-
-def _end_with_parent() -> Callable[[], None] | None:
-    """What a child does before it becomes a run: asks Linux to kill it when this process is gone, however it went."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask
 
 
 def _cores() -> int:

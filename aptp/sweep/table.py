@@ -104,11 +104,15 @@ class Table(BaseModel):
         """How many runs have each status."""
         return Counter(entry.status for entry in self.runs)
 
-    def seconds_left(self, jobs: int) -> float | None:
-        """Expected wall time, if every run takes as long as the median one that is done; `None` before one is."""
+    def seconds_left(self, jobs: int | None) -> float | None:
+        """Expected wall time, if every run takes as long as the median one that is done; `None` before one is.
+
+        Jobs: runs at a time; without it as many as there are now.
+        """
         took = [entry.seconds for entry in self.runs if entry.status == "done" and entry.seconds]
         if not took:
             return None
         usual = statistics.median(took)
         begun = [max(usual - entry.seconds, 0.0) for entry in self.runs if entry.status == "running"]
-        return max([*begun, (sum(begun) + usual * self.counts()["waiting"]) / jobs])
+        at_once = jobs or max(len(begun), 1)
+        return max([*begun, (sum(begun) + usual * self.counts()["waiting"]) / at_once])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from aptp import cluster
 from aptp.cli import app
+from aptp.cluster import Resources
+from aptp.core.child import Start
 from aptp.core.record import Record
 from aptp.core.record import Result as Row
 from aptp.sweep import conduct as module
@@ -40,9 +44,15 @@ class Conductor:
     failure: BaseException | None = None
 
     def __call__(
-        self, cells: list[Cell], folder: Path, jobs: int, watch: Callable[[Table], None], results: Path | None
+        self,
+        cells: list[Cell],
+        folder: Path,
+        jobs: int | None,
+        watch: Callable[[Table], None],
+        results: Path | None,
+        start: Start | None,
     ) -> Table:
-        self.cells, self.jobs, self.results = cells, jobs, results
+        self.cells, self.jobs, self.results, self.start = cells, jobs, results, start
         table = Table.open(cells, folder)
         for entry in table.runs:
             entry.status = "running"
@@ -78,7 +88,7 @@ def test_flags_are_a_grid(conductor: Conductor) -> None:
         *("--preset", "smoke", "--config", "base.yaml", "--set", "search.batch=5", "--jobs", "3", "--results", "kept"),
     )
     assert result.exit_code == 0, result.stderr
-    assert (conductor.jobs, conductor.results) == (3, Path("kept"))
+    assert (conductor.jobs, conductor.results, conductor.start) == (3, Path("kept"), None)
     assert len(conductor.cells) == 8
     first, *_, last = conductor.cells
     assert first.name == "router=contrastive,balancer=none,budget=macs-0.8,seed=0"
@@ -157,6 +167,42 @@ def test_bad_requests_are_refused_before_the_first_run(arguments: list[str], nam
     assert named in refusal(invoke(*arguments))
     assert conductor.cells is None
     assert not Path("runs").exists()
+
+
+def test_a_cluster_starts_the_runs(conductor: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    @contextmanager
+    def on_cluster(folder: Path, resources: Resources) -> Iterator[str]:
+        asked.append((folder, resources))
+        yield "the cluster's"
+
+    monkeypatch.setattr(cluster, "on_cluster", on_cluster)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    result = invoke("--seed", "0", "--executor", "ray", "--cpus", "2", "--gpus", "0.5", "--retries", "7")
+    assert result.exit_code == 0, result.stderr
+    assert (conductor.start, conductor.jobs) == ("the cluster's", None)
+    assert invoke("--seed", "0", "--executor", "ray", "--jobs", "4").exit_code == 0
+    assert conductor.jobs == 4
+    assert asked == [(Path("runs/sweep"), Resources(2, 0.5, 7)), (Path("runs/sweep"), Resources())]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--executor", "ray"], "needs the package ray, which is not installed; pip install 'aptp[ray]'"),
+        (["--executor", "rey"], "'rey' is not one of 'local', 'ray'"),
+        (["--gpus", "1"], "--gpus 1.0 is for a Ray cluster; add --executor ray, or drop it"),
+        (["--executor", "ray", "--cpus", "0"], "'--cpus'"),
+        (["--executor", "ray", "--gpus", "1.5"], "--gpus 1.5 is neither a part of one nor a whole number"),
+    ],
+)
+def test_a_cluster_that_cannot_be_asked_is_refused(
+    arguments: list[str], named: str, conductor: Conductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert named in refusal(invoke("--seed", "0", *arguments))
+    assert conductor.cells is None
 
 
 def test_a_stopped_and_a_broken_sweep_say_so_in_a_sentence(conductor: Conductor) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aptp.core.child import Child
 from aptp.core.errors import RequestError
 from aptp.host import default_host
 from aptp.sweep import conduct as module
@@ -63,7 +64,7 @@ def child(tmp_path: Path) -> Command:
     """The stand-in."""
     script = tmp_path / "child.py"
     script.write_text(CHILD)
-    return lambda config, out: [sys.executable, str(script), str(config), str(out)]
+    return lambda config, out: [str(script), str(config), str(out)]
 
 
 def of_seeds(seeds: Sequence[int]) -> list[Cell]:
@@ -125,7 +126,7 @@ def test_every_run_comes_to_an_end_of_its_own(folder: Path, child: Command) -> N
 
 
 def test_a_run_that_says_nothing_is_a_failure_with_a_place_to_look(folder: Path) -> None:
-    (entry,) = conduct(of_seeds([0]), folder, 1, unwatched, lambda config, out: [sys.executable, "-c", ""]).runs
+    (entry,) = conduct(of_seeds([0]), folder, 1, unwatched, lambda config, out: ["-c", ""]).runs
     assert entry.status == "failed"
     assert entry.error == f"the run ended with exit status 0; see {folder / '.cells' / 'seed=0.log'}"
 
@@ -196,6 +197,48 @@ def test_so_many_run_at_a_time_and_share_the_cores(
     assert starts(folder)[-1][1] == 3
 
 
+class Queued:
+    """A run that a busy cluster lets wait until it was asked for three times."""
+
+    def __init__(self, start: Callable[[], Child]) -> None:
+        self.start, self.child, self.asked = start, None, 0
+
+    def began(self) -> bool:
+        return self.child is not None
+
+    def poll(self) -> int | None:
+        self.asked += 1
+        if self.asked == 3:
+            self.child = self.start()
+        return self.child.poll() if self.child else None
+
+    def kill(self) -> None:
+        if self.child:
+            self.child.kill()
+
+
+def test_runs_that_wait_for_a_place_elsewhere_are_waiting(folder: Path, child: Command) -> None:
+    tasks: list[Queued] = []
+
+    def start(arguments: Sequence[str], log: Path) -> Queued:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        tasks.append(Queued(lambda: Child(arguments, log.open("wb"), environment)))
+        return tasks[-1]
+
+    seen = []
+    table = conduct(
+        of_seeds([0, REFUSED, 1]),
+        folder,
+        None,
+        lambda table: seen.append((len(tasks), table.counts()["waiting"])),
+        child,
+        start=start,
+    )
+    assert seen[0] == (3, 3), "all are asked for at once"
+    assert [entry.status for entry in table.runs] == ["done", "refused", "done"]
+    assert table.runs[1].error == "budget 0.1 is under the floor of 0.3."
+
+
 def test_an_interrupted_sweep_leaves_no_run_behind(folder: Path, child: Command) -> None:
     def interrupt(table: Table) -> None:
         if starts(folder):
@@ -218,7 +261,7 @@ from aptp.sweep.grid import Sweep, cells
 
 script, folder, *seeds = sys.argv[1:]
 found = cells(Sweep(grid={"seed": list(map(int, seeds))}), default_host())
-conduct(found, Path(folder), 2, lambda table: None, lambda config, out: [sys.executable, script, config, out])
+conduct(found, Path(folder), 2, lambda table: None, lambda config, out: [script, config, out])
 """
 
 
@@ -285,13 +328,15 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, child: Command)
         ([("done", 10), ("done", 30), ("done", 20), ("waiting", 0), ("waiting", 0)], 1, 40),
         ([("done", 20), ("running", 5), ("waiting", 0)], 1, 35),
         ([("done", 20), ("running", 5), ("running", 15), ("waiting", 0)], 2, 20),
+        ([("done", 20), ("running", 5), ("running", 15), ("waiting", 0)], None, 20),
+        ([("done", 20), ("waiting", 0), ("waiting", 0)], None, 40),
         ([("done", 20), ("running", 5), ("running", 19)], 2, 15),
         ([("done", 20), ("running", 50)], 1, 0),
         ([("done", 20), ("failed", 1), ("refused", 1)], 1, 0),
     ],
 )
 def test_the_time_left_is_that_of_the_median_run(
-    entries: Sequence[tuple[str, float]], jobs: int, expected: float | None
+    entries: Sequence[tuple[str, float]], jobs: int | None, expected: float | None
 ) -> None:
     runs = [Entry(name="", differences={}, folder="", status=status, seconds=took) for status, took in entries]
     assert Table(runs=runs).seconds_left(jobs) == expected

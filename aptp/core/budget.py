@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,20 +24,27 @@ from aptp.core.errors import RequestError
 class Layer:
     """The cost of one layer: `fixed`, and `per_unit` for each unit that stays of the width part it carries (if any).
 
-    All of it goes with any of the blocks whose module contains `path`.
+    A tuple in place of the one number has what the first unit adds, the second, and so on: a measured table.
+    All of it goes with any of the blocks whose module contains `path`; that at `""` is never gone.
     """
 
     path: str
-    fixed: int
-    per_unit: int = 0
+    fixed: float
+    per_unit: float | tuple[float, ...] = 0
     part: Part | None = None
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """What each unit of its part adds."""
+        units = self.part.units if self.part else 0
+        return self.per_unit if isinstance(self.per_unit, tuple) else (self.per_unit,) * units
 
 
 class CostModel:
-    """Cost as a polynomial in the gates.
+    """Cost as a function of the gates: a polynomial where every unit of a part costs the same.
 
-    Σ over layers of (fixed + per_unit · Σ gates of its site) · Π gates of the blocks around it.
-    Computed in float64, exact for 0/1 gates while the cost is below 2⁵³.
+    Σ over layers of (fixed + table(Σ gates of its site)) · Π gates of the blocks around it, where table(k) is the cost
+    of k units, linear between whole numbers. Computed in float64, for whole numbers exact while the cost is below 2⁵³.
 
     Attributes:
         dense: cost of the whole denoiser, in `unit`.
@@ -59,36 +67,51 @@ class CostModel:
         blocks = {
             site.path: place.start for site, place in zip(space.sites, space.slices, strict=True) if site.is_block
         }
-        table: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(lambda: [0, 0])
+        units = [site.units for site in space.sites]
+        rows: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         for layer in layers:
             around = tuple(blocks[path] for path in _around(layer.path) if path in blocks)
             site = sites.get(layer.part, -1) if layer.part else -1
-            row = table[site, around]
+            row = rows.setdefault((site, around), torch.zeros(1 + max(units), dtype=torch.float64))
             row[0] += layer.fixed
+            steps = torch.tensor(layer.steps, dtype=torch.float64)
             if site >= 0:
-                row[1] += layer.per_unit
-            elif layer.part:
-                row[0] += layer.per_unit * layer.part.units
-        depth = max((len(around) for _, around in table), default=0)
+                row[1 : 1 + len(steps)] += steps
+            else:
+                row[0] += steps.sum()
+        depth = max((len(around) for _, around in rows), default=0)
         always = space.num_gates
-        self._site = torch.tensor([site for site, _ in table])
+        self._site = torch.tensor([site for site, _ in rows])
         self._around = torch.tensor(
-            [[*around, *[always] * (depth - len(around))] for _, around in table], dtype=torch.long
+            [[*around, *[always] * (depth - len(around))] for _, around in rows], dtype=torch.long
         )
-        self._fixed = torch.tensor([fixed for fixed, _ in table.values()], dtype=torch.float64)
-        self._per_unit = torch.tensor([per_unit for _, per_unit in table.values()], dtype=torch.float64)
+        self._steps = torch.stack(list(rows.values()))
+        self._last = torch.tensor([units[site] - 1 if site >= 0 else 0 for site, _ in rows])
         self.dense = float(self.cost(space.ones()))
         lowest = harden(space, torch.zeros(space.num_gates), threshold=1.0)
         self.floor = float(self.fraction(lowest))
 
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of all that a cost depends on."""
+        tables = (self._site, self._around, self._steps)
+        told = json.dumps([self.space.signature, self.unit, *(table.tolist() for table in tables)])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
     def cost(self, gates: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch"]:
-        """Cost in `unit` of each row of gates, in float64."""
+        """Cost in `unit` of each row of gates, in float64.
+
+        Its slope at a whole number of units is that of one more, where there is one.
+        """
         device = gates.device
         gates = gates.double()
-        site_sums = gates.new_zeros(*gates.shape[:-1], len(self.space.sites) + 1)
-        site_sums = site_sums.index_add(-1, self.space.site_of_gate.to(device), gates)
+        units = gates.new_zeros(*gates.shape[:-1], len(self.space.sites) + 1)
+        units = units.index_add(-1, self.space.site_of_gate.to(device), gates)[..., self._site.to(device)]
         alive = torch.cat([gates, torch.ones_like(gates[..., :1])], -1)[..., self._around.to(device)].prod(-1)
-        rows = self._fixed.to(device) + self._per_unit.to(device) * site_sums[..., self._site.to(device)]
+        steps = self._steps.to(device)
+        row = torch.arange(len(steps), device=device)
+        whole = units.detach().floor().long().minimum(self._last.to(device))
+        rows = steps.cumsum(-1)[row, whole] + (units - whole) * steps[row, whole + 1]
         return (rows * alive).sum(-1)
 
     def fraction(self, gates: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch"]:
@@ -125,3 +148,7 @@ class BudgetEstimator(ABC):
         self, denoiser: Denoiser, module: nn.Module, space: SearchSpace, example_inputs: Mapping[str, Tensor]
     ) -> CostModel:
         """The cost model of `module` at the size of `example_inputs` (one input of the resolution that is served)."""
+
+    def measured(self, modules: Sequence[nn.Module], example_inputs: Mapping[str, Tensor]) -> list[float] | None:
+        """What calls of these models cost, in the cost model's unit, where that is measured; None where it is known."""
+        return None

@@ -37,6 +37,8 @@ class Budget(_Part):
     """On training prompts, after calibration."""
     measured: float | None = None
     """On held-out prompts."""
+    error: float | None = None
+    """Largest difference of an expert's fraction from its `measured` one, as a share of that."""
     sample_size: int
     text_tokens: int
 
@@ -47,6 +49,8 @@ class Expert(_Part):
     index: int
     fraction: float
     cost: float
+    measured: float | None = None
+    """The fraction itself, timed, where the budget is an estimate of time."""
     parameters: int
     training_load: float
     validation_load: float | None = None
@@ -89,6 +93,8 @@ class Record(_Part):
     config: dict[str, Any]
     model: str | None = None
     """Fingerprint of the dense pipeline's weights."""
+    costs: str | None = None
+    """Fingerprint of the cost model: what is measured once must not change on the way."""
     versions: dict[str, str]
     hardware: dict[str, Any]
     seconds: dict[str, float] = Field(default_factory=dict)

@@ -20,14 +20,18 @@ from aptp.core.files import replacing, write_json
 from aptp.core.metric import GenerationBatch
 from aptp.core.record import Result
 from aptp.core.router import load_of, perplexity, serve
+from aptp.core.timing import latencies_ms, repeated
 from aptp.harness.clusters import nmi
 from aptp.harness.data import fit
-from aptp.harness.measure import latencies_ms, peak_memory_mb
+from aptp.harness.measure import BATCH, peak_memory_mb
 from aptp.harness.processes import by_itself
 from aptp.harness.training import autocast, generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
 from aptp.report.wording import plural
+
+ESTIMATE = 0.1
+"""An estimate of an expert's cost further off than this share of the measured is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -234,11 +238,30 @@ def measure_latency(work: Workspace, rows: Sequence[tuple[Result, RoutedPipeline
     models = {}
     for _, pipe, experts in rows:
         models |= {(pipe.run, i): work.dense if i < 0 else pipe.expert(i) for i in set(experts)}
-    calls = list(models.values()), work.sample_size, work.text_tokens
-    times = distributed.on_main(lambda: latencies_ms(work.denoiser, *calls))
+    inputs = repeated(work.example_inputs, BATCH)
+    times = distributed.on_main(lambda: latencies_ms(list(models.values()), inputs))
     of = dict(zip(models, times, strict=True))
     for result, pipe, experts in rows:
         result.latency_ms = fmean(of[pipe.run, i] for i in experts)
+
+
+def check_costs(work: Workspace, pipe: RoutedPipeline) -> None:
+    """Compare the cost model with what the experts themselves cost, where the budget's estimator can measure that."""
+    record = work.record
+    models = [work.dense, *(pipe.expert(expert.index) for expert in record.experts)]
+    estimator = make(work.host, "budget", work.config.budget)
+    measured = distributed.on_main(lambda: estimator.measured(models, work.example_inputs))
+    if measured is None:
+        return
+    dense, *costs = measured
+    for expert, cost in zip(record.experts, costs, strict=True):
+        expert.measured = cost / dense
+    record.budget.error = max(abs(expert.fraction / expert.measured - 1) for expert in record.experts)
+    if record.budget.error > ESTIMATE:
+        work.warn(
+            f"budget {record.budget.estimator!r} is off by {record.budget.error:.0%} from what an expert really costs; a "
+            "quieter machine may measure better."
+        )
 
 
 def routing_figures(work: Workspace, bias: Float[Tensor, "experts"], fractions: Sequence[float]) -> tuple[Tensor, dict]:

@@ -1,11 +1,8 @@
-"""Measured cost of a denoiser: latency and peak memory of one call."""
+"""Measured memory of a denoiser's call."""
 
 from __future__ import annotations
 
-import statistics
-import time
 import weakref
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,29 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from aptp.core.denoiser import Denoiser
+from aptp.core.timing import repeated
 
 BATCH = 8
-ROUNDS = 5
-
-
-@torch.no_grad()
-def latencies_ms(denoiser: Denoiser, modules: Sequence[nn.Module], sample_size: int, text_tokens: int) -> list[float]:
-    """Median wall time of a call on a batch of 8 of each module, in milliseconds.
-
-    The modules take turns, so that what else the machine does meanwhile slows all of them alike.
-    """
-    inputs = [_inputs(denoiser, module, sample_size, text_tokens) for module in modules]
-    rounds = []
-    for _ in range(ROUNDS + 1):  # the first warms up
-        times = []
-        for module, own in zip(modules, inputs, strict=True):
-            start = time.perf_counter()
-            module(**own)
-            if module.device.type == "cuda":
-                torch.cuda.synchronize(module.device)
-            times.append(time.perf_counter() - start)
-        rounds.append(times)
-    return [1000 * statistics.median(times) for times in zip(*rounds[1:], strict=True)]
 
 
 @torch.no_grad()
@@ -45,7 +22,7 @@ def peak_memory_mb(denoiser: Denoiser, module: nn.Module, sample_size: int, text
     The weights, and what the call adds to them: on a GPU what the allocator says, elsewhere the storages that live at
     once.
     """
-    inputs = _inputs(denoiser, module, sample_size, text_tokens)
+    inputs = repeated(denoiser.example_inputs(module, sample_size, text_tokens), BATCH)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     if module.device.type == "cuda":
         before = torch.cuda.memory_allocated(module.device)
@@ -84,15 +61,3 @@ class _LiveTensors(TorchDispatchMode):
 
 def _storages(tree: object) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if torch.is_tensor(leaf)]
-
-
-def _inputs(denoiser: Denoiser, module: nn.Module, sample_size: int, text_tokens: int) -> dict:
-    one = denoiser.example_inputs(module, sample_size, text_tokens)
-    return _repeated(one)
-
-
-def _repeated(inputs: dict) -> dict:
-    return {
-        name: _repeated(value) if isinstance(value, dict) else value.repeat(BATCH, *[1] * (value.ndim - 1))
-        for name, value in inputs.items()
-    }

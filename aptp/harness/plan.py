@@ -107,7 +107,7 @@ def _exam(config: RunConfig, held_out: int, call: float) -> tuple[float, int]:
 @torch.no_grad()
 def _seconds_of_call(work: Workspace) -> float:
     """Forward time of the dense denoiser for one picture."""
-    inputs = work.denoiser.example_inputs(work.dense, work.sample_size, work.text_tokens)
+    inputs = work.example_inputs
     times = []
     for _ in range(4):
         start = time.perf_counter()

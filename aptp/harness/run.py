@@ -22,6 +22,7 @@ from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress, Quiet
 from aptp.core.record import Budget, Expert, Record, Result
+from aptp.core.timing import processor
 from aptp.harness import evaluate
 from aptp.harness.adapt import adapt
 from aptp.harness.lists import write_lists
@@ -75,6 +76,13 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progr
     if record.model not in (None, model):
         raise RequestError(f"model {config.model!r} has changed since {str(out)!r} was begun; choose another --out.")
     record.model = model
+    costs = work.cost_model.fingerprint
+    if record.costs not in (None, costs):
+        raise RequestError(
+            f"budget {config.budget.name!r} finds other costs than when {str(out)!r} was begun (another device or "
+            "version, or what it measured then is gone from the cache); choose another --out."
+        )
+    record.costs = costs
     if main:
         write_text(work.path("config.yaml"), config.to_yaml())
     work.keep()
@@ -109,7 +117,7 @@ def _record(config: RunConfig, out: Path, resume: bool) -> Record:
     hardware = {
         "machine": platform.machine(),
         "system": platform.system(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processes": distributed.processes(),
@@ -137,6 +145,8 @@ def _stages(work: Workspace) -> None:
         statics.append(static)
     with _timed(work, "latency"):
         evaluate.measure_latency(work, rows)
+        for one, (_, pipe, _) in zip((work, *statics), rows[1:], strict=True):
+            evaluate.check_costs(one, pipe)
     record.results = [dense, *fewer, rows[1][0]]
     for static, (result, _, _) in zip(statics, rows[2:], strict=True):
         static.record.results = [result]
@@ -284,11 +294,3 @@ def _timed(work: Workspace, stage: str) -> Iterator[None]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -156,6 +156,11 @@ class Workspace:
         """Length of an encoded prompt."""
         return int(self.preparer.text([""], "empty")["encoder_hidden_states"].shape[1])
 
+    @property
+    def example_inputs(self) -> dict[str, Tensor]:
+        """What the dense denoiser is called with for one picture, at the size that is served."""
+        return self.denoiser.example_inputs(self.dense, self.sample_size, self.text_tokens)
+
     @cached_property
     def _costs(self) -> dict[str, CostModel]:
         return {}
@@ -164,9 +169,8 @@ class Workspace:
         """A cost model of the dense denoiser at the size that is served, profiled when it is first asked for."""
         key = f"{estimator} {options}"
         if key not in self._costs:
-            inputs = self.denoiser.example_inputs(self.dense, self.sample_size, self.text_tokens)
             budget = self.host.create("budget", estimator, options)
-            self._costs[key] = budget.profile(self.denoiser, self.dense, self.space, inputs)
+            self._costs[key] = budget.profile(self.denoiser, self.dense, self.space, self.example_inputs)
         return self._costs[key]
 
     @cached_property
@@ -262,8 +266,8 @@ class Workspace:
         return Exam.draw(self)
 
     def forget_model(self) -> None:
-        """Drop what was derived from a pipeline that has been replaced."""
-        for name in ("preparer", "noiser", "distiller", "exam", "cost_model", "_costs"):
+        """Drop what was derived from the weights of a pipeline that has been replaced."""
+        for name in ("preparer", "noiser", "distiller", "exam"):
             self.__dict__.pop(name, None)
 
     def fit(

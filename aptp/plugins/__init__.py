@@ -110,6 +110,12 @@ def aptp_budgets() -> list[PluginSpec]:
             "macs", f"{target}.macs:MacsBudget", "multiply-accumulates of one denoiser call", f"{OPTIONS}:NoOptions"
         ),
         PluginSpec("params", f"{target}.params:ParamsBudget", "parameters of the denoiser", f"{OPTIONS}:NoOptions"),
+        PluginSpec(
+            "latency",
+            f"{target}.latency:LatencyBudget",
+            "wall time of one denoiser call, measured on the device at hand",
+            f"{OPTIONS}:LatencyOptions",
+        ),
     ]
 
 

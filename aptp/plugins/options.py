@@ -98,6 +98,14 @@ class WidthDepthOptions(Options):
     )
 
 
+class LatencyOptions(Options):
+    """How the table of times is measured."""
+
+    batch: int = Field(8, gt=0, description="inputs of the call that is timed")
+    widths: int = Field(6, ge=2, description="at how many widths every part is timed")
+    rounds: int = Field(5, gt=0, description="how often each is; the median counts")
+
+
 class HubOptions(Options):
     """A model in a local folder or on the hub."""
 

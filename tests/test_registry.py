@@ -74,8 +74,9 @@ def test_its_options_are_documented_strict_and_valid(kind, name):
 
 
 @pytest.fixture
-def options(tmp_path, write_coco):
-    """Options for the strategies that cannot do without."""
+def options(tmp_path, write_coco, monkeypatch):
+    """Options for the strategies that cannot do without, or that would take long."""
+    monkeypatch.setenv("APTP_CACHE", str(tmp_path / "cache"))
     scenes = tmp_path / "pictures"
     for split in ("train", "validation"):
         (scenes / split).mkdir(parents=True)
@@ -89,6 +90,7 @@ def options(tmp_path, write_coco):
     return {
         ("encoder", "clip"): {"model": str(files("aptp") / "assets" / "evaluator")},
         ("encoder", "sentence-transformers"): {"model": str(Path(minilm.origin).parent / "model")},
+        ("budget", "latency"): {"batch": 1, "widths": 2, "rounds": 1},
         ("dataset", "scenes"): {"train": 20, "validation": 10},
         ("dataset", "imagefolder"): {"path": str(scenes)},
         ("dataset", "coco"): {"path": str(write_coco(tmp_path / "coco"))},

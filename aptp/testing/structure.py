@@ -66,7 +66,10 @@ def _masked_equals_sliced(module: nn.Module, space: SearchSpace, inputs: Callabl
 
 
 def check_budget(budget: BudgetEstimator) -> None:
-    """On each family: dense and floor are right; cost never falls as a gate opens, and is linear in a width gate."""
+    """On each family: dense and floor are right; cost never falls as a gate opens.
+
+    It is linear in a width gate whose site has a whole number of other units.
+    """
     for make in MODELS.values():
         module = make()
         space = tiny_space(module)
@@ -84,6 +87,7 @@ def check_budget(budget: BudgetEstimator) -> None:
         assert (slope >= 0).all(), "a gate that opens makes it cheaper"
         gate = int(space.width_gates.nonzero()[0])
         ends = torch.rand(space.num_gates, dtype=torch.float64).repeat(3, 1)
+        ends[:, space.slices[int(space.site_of_gate[gate])]] = 1.0
         ends[:, gate] = torch.tensor([0.0, 0.5, 1.0])
         low, middle, high = model.cost(ends).tolist()
         assert abs(low + high - 2 * middle) <= 1e-9 * high, "cost is not linear in a width gate"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aptp.core.anatomy import Part
 from aptp.core.architecture import SearchSpace
@@ -42,6 +44,36 @@ def test_what_is_not_gated_costs_as_it_is():
     assert model(UNITS).dense == model(BLOCK).dense == model(BLOCK, HEADS, UNITS).dense
     assert model(UNITS).floor == (103 - 20) / 103
     assert model(BLOCK).cost(torch.zeros(1)).item() == 57
+
+
+@given(
+    steps=st.lists(st.floats(0, 10), min_size=4, max_size=4), gates=st.lists(st.floats(0, 1), min_size=4, max_size=4)
+)
+def test_a_table_is_linear_between_whole_units(steps, gates):
+    measured = CostModel(SearchSpace((HEADS,)), [Layer("", 3.0), Layer("a.attn", 2.0, tuple(steps), HEADS)], "ms")
+    at = [5.0 + sum(steps[:count]) for count in range(5)]
+    assert [measured.cost((torch.arange(4) < count).float()).item() for count in range(5)] == pytest.approx(at)
+    assert measured.dense == pytest.approx(at[4])
+    given = torch.tensor(gates, dtype=torch.float64, requires_grad=True)
+    units = sum(gates)
+    whole = min(int(units), 3)
+    cost = measured.cost(given)
+    assert cost.item() == pytest.approx(at[whole] + (units - whole) * steps[whole])
+    assert torch.autograd.grad(cost, given)[0].tolist() == pytest.approx([steps[whole]] * 4)
+
+
+def test_a_site_s_last_slope_is_that_of_its_own_last_unit():
+    gates = torch.ones(6, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(model(HEADS, UNITS).cost(gates), gates)
+    assert slope.tolist() == [10, 10, 10, 10, 20, 20]
+
+
+def test_equal_steps_are_one_number():
+    layers = [Layer("x", 7), Layer("ff.n", 1, (20, 20), UNITS)]
+    table = CostModel(SearchSpace((UNITS,)), layers, "things")
+    number = CostModel(SearchSpace((UNITS,)), [Layer("x", 7), Layer("ff.n", 1, 20, UNITS)], "things")
+    assert table.fingerprint == number.fingerprint
+    assert CostModel(SearchSpace((UNITS,)), layers, "others").fingerprint != table.fingerprint
 
 
 def test_large_costs_are_exact():

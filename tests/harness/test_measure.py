@@ -1,4 +1,4 @@
-"""Measured memory and time of a call."""
+"""Measured memory of a call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from aptp.core.architecture import Architecture
 from aptp.core.slicing import slice
 from aptp.harness import measure
-from aptp.harness.measure import _LiveTensors, latencies_ms, peak_memory_mb
+from aptp.harness.measure import _LiveTensors, peak_memory_mb
 from aptp.plugins.denoisers.unet import UNetDenoiser
 from aptp.testing import tiny_space, tiny_unet
 
@@ -50,17 +50,6 @@ def test_a_slice_takes_less_memory_than_the_dense_model() -> None:
     space = tiny_space(unet)
     lean = slice(unet, space, Architecture.random(space, keep=0.3, seed=0))
     assert weights_mb(lean) < peak_memory_mb(family, lean, 8, 5) < peak_memory_mb(family, unet, 8, 5)
-
-
-def test_latency_is_of_the_median_call_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    order, ticks = [], iter([0, 9, 9, 99, 10, 11, 20, 24, 30, 32, 40, 48, 50, 53, 60, 66])
-    models = [tiny_unet("sd2"), tiny_unet("sdxl")]
-    for place, model in enumerate(models):
-        model.register_forward_pre_hook(lambda *_, place=place: order.append(place))
-    monkeypatch.setattr(measure, "ROUNDS", 3)
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(ticks))
-    assert latencies_ms(UNetDenoiser(), models, 8, 5) == [2000, 6000]
-    assert order == [0, 1] * 4
 
 
 def test_text_and_time_of_xl_models_are_batched_too() -> None:

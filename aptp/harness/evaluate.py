@@ -259,7 +259,7 @@ def check_costs(work: Workspace, pipe: RoutedPipeline) -> None:
     record.budget.error = max(abs(expert.fraction / expert.measured - 1) for expert in record.experts)
     if record.budget.error > ESTIMATE:
         work.warn(
-            f"budget {record.budget.estimator!r} is off by {record.budget.error:.0%} from what an expert really costs; a "
+            f"budget {record.budget.estimator!r} is {record.budget.error:.0%} off what an expert really costs; a "
             "quieter machine may measure better."
         )
 

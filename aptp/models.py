@@ -119,6 +119,22 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
         for weights in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
             if Path(weights).name != weights:
                 raise ValueError(f"its file {path.name!r} names weights {weights!r} in another folder")
+    _check_tokenizers(folder, index)
+
+
+def _check_tokenizers(folder: Path, index: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a tokenizer is a SentencePiece file alone and what reads such is not installed."""
+    from transformers import utils
+
+    if utils.is_sentencepiece_available() and utils.is_protobuf_available():
+        return
+    for part, entry in index.items():
+        if not part.startswith("tokenizer") or entry == [None, None] or (folder / part / "tokenizer.json").is_file():
+            continue
+        if any((folder / part).glob("*.model")):
+            raise ValueError(
+                f"its {part} is a SentencePiece file alone, and what reads it is not installed; pip install 'aptp[t5]'."
+            )
 
 
 def pipeline_files(folder: Path) -> list[Path]:

@@ -120,6 +120,16 @@ def test_half_precision_weights_are_taken_where_there_are_no_others(model: Path)
     assert torch.equal(found.unet.conv_in.weight, dense.half().float())
 
 
+@pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
+def test_what_a_sentencepiece_file_alone_needs_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    (model / "tokenizer/tokenizer.json").rename(model / "tokenizer/spiece.model")
+    monkeypatch.setattr(f"transformers.utils.is_{package}_available", lambda: False)
+    with pytest.raises(RequestError, match=r"its tokenizer is a SentencePiece file .* pip install 'aptp\[t5\]'\.$"):
+        load_pipeline(str(model), CPU)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "no JSON": lambda folder: (folder / "model_index.json").write_text("{"),
     "unknown pipeline": lambda folder: (folder / "model_index.json").write_text('{"_class_name": "NoPipeline"}'),

@@ -43,7 +43,9 @@ class AuraFlowDenoiser(Denoiser):
         lists = ("joint_transformer_blocks", "single_transformer_blocks")
         return [f"{name}.{index}" for name in lists for index in range(len(getattr(module, name)))]
 
-    def example_inputs(self, module: AuraFlowTransformer2DModel, sample_size: int, text_tokens: int) -> dict[str, Tensor]:
+    def example_inputs(
+        self, module: AuraFlowTransformer2DModel, sample_size: int, text_tokens: int
+    ) -> dict[str, Tensor]:
         config, like = module.config, {"device": module.device, "dtype": module.dtype}
         return {
             "hidden_states": torch.zeros(1, config.in_channels, sample_size, sample_size, **like),

@@ -124,6 +124,27 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
+def test_every_family_has_a_section_that_names_its_model_and_layers() -> None:
+    page = (DOCS / "models.md").read_text()
+    sections = dict(re.findall(r"^## .*\(`(\w+)`\)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(Host(entry_points=False).specs("denoiser"))
+    from aptp.api import denoiser_of
+    from aptp.models import MOVED
+    from aptp.testing import MODELS
+
+    for make in MODELS.values():
+        anatomy = denoiser_of(model := make()).anatomy(model)
+        layers = {
+            path.removeprefix(f"{part.path}.")
+            for part in anatomy.width
+            for path in (*part.taps, *(cut.path for cut in part.cuts))
+        }
+        assert [layer for layer in layers if f"`{layer}`" not in page] == []
+        assert any(f"`{type(model).__name__}`" in section for section in sections.values())
+    for gone, now in MOVED.items():
+        assert f"| `{gone}` | `{now}` |" in page
+
+
 def test_options_are_documented_as_they_are() -> None:
     script = runpy.run_path(str(DOCS / "config_page.py"))
     written = script["page"](Host(entry_points=False))

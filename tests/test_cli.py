@@ -77,7 +77,7 @@ class Harness:
             SimpleNamespace(name="prepare", seconds=61.0, what="encode"),
             SimpleNamespace(name="search", seconds=3600.0, what="learn"),
         ]
-        return SimpleNamespace(stages=stages, disk_mb=1234.4, memory_mb=567.0)
+        return SimpleNamespace(stages=stages, disk_mb=1234.4, memory_mb=567.0, cache="2 pictures are to be encoded")
 
 
 @pytest.fixture
@@ -174,6 +174,7 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(harness: Harness) -> None:
     assert ["search", "1:00:00", "learn"] in rows
     assert ["in", "all", "1:01:01"] in rows
     assert "disk: 1,234 MB" in result.stdout
+    assert "cache: 2 pictures are to be encoded" in result.stdout
     assert "memory: 567 MB" in result.stdout
     assert harness.out is None
     assert not Path("x").exists()

@@ -134,5 +134,6 @@ def _show_plan(plan: Plan, folder: Path) -> None:
     show(
         table(("stage", "expected time", "what"), [*rows, ("in all", total, "")]),
         f"disk: {plan.disk_mb:,.0f} MB, in {folder}",
+        f"cache: {plan.cache}",
         f"memory: {plan.memory_mb:,.0f} MB",
     )

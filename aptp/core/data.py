@@ -30,6 +30,12 @@ class Sample:
     kind: str | None = None
     picture: str | None = None
     """The name of the picture where several samples show it, so that it is encoded once; `id` if not given."""
+    content: str | None = None
+    """What the picture is made from (a hash of its file, the seed of its drawing), the same in every set that holds it.
+
+    What was encoded is found by it, whatever else changes in the set; by the set's fingerprint and the picture's name
+    if not given.
+    """
 
     @property
     def picture_id(self) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,55 +11,73 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
 
+from aptp.core.cache import Encoded, Table, key_of
 from aptp.core.data import Sample
 from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError
-from aptp.core.files import replacing
 from aptp.core.progress import Progress
 from aptp.core.router import PromptBatch
 from aptp.models import fingerprint
+from aptp.report.wording import plural
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 CHUNK = 64
+"""Captions that are encoded at once; of pictures at most."""
+CHUNK_PIXELS = 2**20
+"""Of pictures that are encoded at once."""
 LONGEST_CAPTION = 2000
 """Characters; what is longer is cut before it is encoded (encoders read far less)."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Samples that open, and the latents of their pictures: one row a distinct picture."""
+
+    samples: Sequence[Sample]
+    rows: Table
+    row_of: Int[Tensor, "samples"]
+
+    def of(self, index: Int[Tensor, "batch"]) -> Float[Tensor, "batch channels height width"]:
+        """Latents of samples."""
+        return self.rows[self.row_of[index]]["latents"]
 
 
 @dataclass(frozen=True)
 class Pictures:
     """One split, ready for training: latents, and captions with their text states and embeddings.
 
-    Latents are stored once a distinct picture, text states and embeddings once a distinct caption; `picture_of` and
-    `caption_of` point from a sample to its own. Where a picture has several captions, the samples of an epoch are all
-    of its pairs, in an order that the seed of the step settles.
+    Latents are stored once a distinct picture, text states and embeddings once a distinct caption; `caption_of` points
+    from a sample to its own. Where a picture has several captions, the samples of an epoch are all of its pairs, in an
+    order that the seed of the step settles. Latents and text states stay on disk until they are asked for.
     """
 
-    samples: Sequence[Sample]
-    latents: Float[Tensor, "pictures channels height width"]
-    picture_of: Int[Tensor, "samples"]
+    latents: Latents
     captions: Sequence[str]
     caption_of: Int[Tensor, "samples"]
-    text: dict[str, Tensor]
+    text: Table
     embeds: Float[Tensor, "captions embed"]
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Those of the split whose pictures open."""
+        return self.latents.samples
+
     def latents_of(self, index: Int[Tensor, "batch"]) -> Float[Tensor, "batch channels height width"]:
         """Latents of samples."""
-        return self.latents[self.picture_of[index]]
+        return self.latents.of(index)
 
     def text_states(self, index: Int[Tensor, "batch"]) -> dict[str, Tensor]:
         """Text states of samples, float32."""
-        return {name: states[self.caption_of[index]].float() for name, states in self.text.items()}
+        return self.text[self.caption_of[index]]
 
     def prompts(self, index: Int[Tensor, "batch"] | None = None) -> PromptBatch:
         """Samples as a router sees them; all of them by default."""
@@ -73,6 +90,31 @@ class Pictures:
     @property
     def kinds(self) -> list[str | None]:
         return [sample.kind for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is yet to be encoded, the disk that it takes, and what is free there; in bytes."""
+
+    pictures: int
+    captions: int
+    size: int
+    free: int
+    cache: Path
+
+    def __str__(self) -> str:
+        if not self.size:
+            return f"all pictures and captions are encoded in {str(self.cache)!r}"
+        what = f"{plural(self.pictures, 'picture')} and {plural(self.captions, 'caption')} are to be encoded"
+        return f"{what}, {_mb(self.size)} in {str(self.cache)!r}, where {_mb(self.free)} are free"
+
+    def check(self) -> None:
+        """Raise `RequestError` where it is more than is free."""
+        if self.size > self.free:
+            raise RequestError(
+                f"{self}: make room, name another folder (prepare.cache), or use fewer pictures (prepare.train, "
+                "prepare.validation)."
+            )
 
 
 class Preparer:
@@ -94,27 +136,38 @@ class Preparer:
     def _module(self) -> Module:
         return getattr(self.pipeline, self.denoiser.component)
 
+    def need(self, splits: Sequence[Sequence[Sample]], source: str, *, new_text: bool = False) -> Need:
+        """What preparing these splits of the data set whose fingerprint is `source` will encode.
+
+        Args:
+            new_text: whether the text encoders are trained first, so that no caption is encoded yet.
+        """
+        shown = list({sample.picture_id: sample for samples in splits for sample in samples}.values())
+        captions = sorted({sample.caption for samples in splits for sample in samples})
+        text, embeds = self._text(captions, "text"), self._embeds(captions, "embeds")
+        pictures = len(self._latents(shown, source, "latents").missing)
+        texts = len(captions) if new_text else len(text.missing)
+        row = 4 * self.pipeline.vae.config.latent_channels * self.latent_size**2
+        size = pictures * row + texts * _bytes(self.text([""], "empty"))
+        size += len(embeds.missing) * _bytes(self.embeds([""], "empty"))
+        there = next(folder for folder in (self.cache, *self.cache.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(there).free
+        return Need(pictures, max(texts, len(embeds.missing)), size, free, self.cache)
+
     def pictures(self, samples: Sequence[Sample], source: str, what: str) -> Pictures:
         """Encode a split of the data set whose fingerprint is `source`.
 
         Raises:
             RequestError: if no picture of it can be read.
         """
-        samples, latents, picture_of = self.latents(samples, source, what)
-        captions = sorted({sample.caption for sample in samples})
+        latents = self.latents(samples, source, what)
+        captions = sorted({sample.caption for sample in latents.samples})
         place = {caption: i for i, caption in enumerate(captions)}
-        return Pictures(
-            samples,
-            latents,
-            picture_of,
-            captions,
-            torch.tensor([place[sample.caption] for sample in samples]),
-            self.text(captions, what),
-            self.embeds(captions, what),
-        )
+        caption_of = torch.tensor([place[sample.caption] for sample in latents.samples])
+        return Pictures(latents, captions, caption_of, self.text(captions, what), self.embeds(captions, what))
 
-    def latents(self, samples: Sequence[Sample], source: str, what: str) -> tuple[list[Sample], Tensor, Tensor]:
-        """The samples that open, the latents of their pictures, and the place of each sample's picture among these.
+    def latents(self, samples: Sequence[Sample], source: str, what: str) -> Latents:
+        """The samples that open, and the latents of their pictures.
 
         Pictures that do not open are listed in `skipped`.
 
@@ -122,96 +175,109 @@ class Preparer:
             RequestError: if none is left.
         """
         shown = {sample.picture_id: sample for sample in samples}
-        ids = list(shown)
-        scale = [self.pipeline.vae.config.get(name) for name in ("scaling_factor", "shift_factor")]
-        key = _key("latents", source, ids, fingerprint(self.pipeline.vae), scale, self.latent_size)
-        cached = self._cached(key, lambda: self._encode_latents(list(shown.values()), f"encoding {what} pictures"))
-        skipped = json.loads(bytes(cached["skipped"].tolist()) or b"{}")
-        self.skipped |= skipped
-        if len(skipped) == len(ids):
+        rows = self._latents(list(shown.values()), source, f"encoding {what} pictures")
+        rows.fill()
+        names = list(shown)
+        self.skipped |= {names[place]: why for place, why in rows.broken.items()}
+        if len(rows.broken) == len(names):
             raise RequestError(
-                f"none of the {len(ids)} {what} pictures can be read; the first: {next(iter(skipped.values()))}."
+                f"none of the {len(names)} {what} pictures can be read; the first: {next(iter(rows.broken.values()))}."
             )
-        place = {name: i for i, name in enumerate(name for name in ids if name not in skipped)}
-        opened = [sample for sample in samples if sample.picture_id in place]
-        picture_of = torch.tensor([place[sample.picture_id] for sample in opened])
-        return opened, cached["latents"].float(), picture_of
+        row = {name: place for place, name in enumerate(names) if place not in rows.broken}
+        opened = [sample for sample in samples if sample.picture_id in row]
+        return Latents(opened, rows, torch.tensor([row[sample.picture_id] for sample in opened]))
 
-    def text(self, captions: Sequence[str], what: str) -> dict[str, Tensor]:
-        """Text states of captions, by the denoiser's argument names.
-
-        Families that share an encoder read it differently, by their pipeline's kind and the denoiser's config.
-        """
-        encoders = [
-            c for n, c in sorted(self.pipeline.components.items()) if n.startswith("text_encoder") and c is not None
-        ]
-        config = {name: str(value) for name, value in self._module.config.items() if not name.startswith("_")}
-        key = _key("text", captions, fingerprint(*encoders), self.latent_size, type(self.pipeline).__name__, config)
-
-        def encode(chunk: Sequence[str]) -> dict[str, Tensor]:
-            return self.denoiser.encode_text(
-                self.pipeline, [text[:LONGEST_CAPTION] for text in chunk], self.latent_size
-            )
-
-        return self._cached(key, lambda: self._in_chunks(captions, encode, f"encoding {what} captions"))
+    def text(self, captions: Sequence[str], what: str) -> Table:
+        """Text states of captions, by the denoiser's argument names."""
+        rows = self._text(captions, f"encoding {what} captions")
+        rows.fill()
+        return rows
 
     def embeds(self, captions: Sequence[str], what: str) -> Float[Tensor, "captions embed"]:
         """What the router reads of captions."""
-        key = _key("embeds", captions, self._encoder_fingerprint)
+        rows = self._embeds(captions, f"embedding {what} prompts")
+        rows.fill()
+        return rows.whole()["embeds"]
 
-        def encode(chunk: Sequence[str]) -> dict[str, Tensor]:
-            return {"embeds": self.encoder.encode([text[:LONGEST_CAPTION] for text in chunk])}
+    def _latents(self, samples: Sequence[Sample], source: str, task: str) -> Table:
+        """Latents of pictures. They are found by the pictures' content, or else by their names within `source`."""
+        vae, size = self.pipeline.vae, self.latent_size * self.pipeline.vae_scale_factor
+        scale = [vae.config.get(name) for name in ("scaling_factor", "shift_factor")]
 
-        return self._cached(key, lambda: self._in_chunks(captions, encode, f"embedding {what} prompts"))["embeds"]
+        def encode(places: list[int]) -> Encoded:
+            pictures, broken = [], {}
+            for place in places:
+                try:
+                    pictures.append(fit(samples[place], size))
+                except OSError as error:
+                    broken[place] = str(error)
+            if not pictures:
+                return Encoded({}, broken)
+            pixels = self.pipeline.image_processor.preprocess(pictures).to(vae.device, vae.dtype)
+            shift = getattr(vae.config, "shift_factor", None) or 0.0
+            return Encoded(
+                {"latents": (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor}, broken
+            )
+
+        return self._table(
+            ("latents", self._vae_fingerprint, scale, self.latent_size),
+            [key_of(sample.content or [source, sample.picture_id]) for sample in samples],
+            encode,
+            task,
+            max(1, min(CHUNK, CHUNK_PIXELS // size**2)),
+        )
+
+    def _text(self, captions: Sequence[str], task: str) -> Table:
+        """Families that share an encoder read it differently, by their pipeline's kind and the denoiser's config."""
+        config = {name: str(value) for name, value in self._module.config.items() if not name.startswith("_")}
+
+        def encode(texts: list[str]) -> dict[str, Tensor]:
+            return self.denoiser.encode_text(self.pipeline, texts, self.latent_size)
+
+        encoder = ("text", self._text_fingerprint, self.latent_size, type(self.pipeline).__name__, config)
+        return self._texts(encoder, captions, encode, task)
+
+    def _embeds(self, captions: Sequence[str], task: str) -> Table:
+        def encode(texts: list[str]) -> dict[str, Tensor]:
+            return {"embeds": self.encoder.encode(texts)}
+
+        return self._texts(("embeds", self._encoder_fingerprint), captions, encode, task)
+
+    def _texts(
+        self,
+        encoder: tuple[object, ...],
+        captions: Sequence[str],
+        encode: Callable[[list[str]], dict[str, Tensor]],
+        task: str,
+    ) -> Table:
+        def cut(places: list[int]) -> Encoded:
+            return Encoded(encode([captions[place][:LONGEST_CAPTION] for place in places]), {})
+
+        return self._table(encoder, [key_of(caption) for caption in captions], cut, task, CHUNK)
+
+    def _table(
+        self,
+        encoder: tuple[object, ...],
+        keys: Sequence[bytes],
+        encode: Callable[[list[int]], Encoded],
+        task: str,
+        chunk: int,
+    ) -> Table:
+        """Rows in the folder of an encoder, which is a kind and all that what it makes depends on."""
+        return Table(self.cache / f"{encoder[0]}-{key_of(*encoder).hex()}", keys, encode, chunk, task, self.progress)
+
+    @functools.cached_property
+    def _vae_fingerprint(self) -> str:
+        return fingerprint(self.pipeline.vae)
+
+    @functools.cached_property
+    def _text_fingerprint(self) -> str:
+        encoders = (c for n, c in sorted(self.pipeline.components.items()) if n.startswith("text_encoder"))
+        return fingerprint(*filter(None, encoders))
 
     @functools.cached_property
     def _encoder_fingerprint(self) -> str:
         return self.encoder.fingerprint()
-
-    def _encode_latents(self, samples: Sequence[Sample], task: str) -> dict[str, Tensor]:
-        vae, skipped = self.pipeline.vae, {}
-        size = self.latent_size * self.pipeline.vae_scale_factor
-
-        def encode(chunk: Sequence[Sample]) -> dict[str, Tensor]:
-            pictures = []
-            for sample in chunk:
-                try:
-                    pictures.append(fit(sample, size))
-                except OSError as error:
-                    skipped[sample.picture_id] = str(error)
-            if not pictures:
-                return {}
-            pixels = self.pipeline.image_processor.preprocess(pictures).to(vae.device, vae.dtype)
-            shift = getattr(vae.config, "shift_factor", None) or 0.0
-            return {"latents": (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor}
-
-        latents = self._in_chunks(samples, encode, task) or {"latents": torch.empty(0)}
-        return latents | {"skipped": torch.tensor(list(json.dumps(skipped).encode()), dtype=torch.uint8)}
-
-    @torch.no_grad()
-    def _in_chunks(
-        self, items: Sequence, encode: Callable[[Sequence], dict[str, Tensor]], task: str
-    ) -> dict[str, Tensor]:
-        parts: list[dict[str, Tensor]] = []
-        with self.progress.task(task, len(items)) as advance:
-            for start in range(0, len(items), CHUNK):
-                chunk = items[start : start + CHUNK]
-                if encoded := encode(chunk):
-                    parts.append({name: value.float().cpu() for name, value in encoded.items()})
-                advance(len(chunk))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-    def _cached(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        path = self.cache / f"{key}.safetensors"
-        if not path.is_file():
-            tensors = make()
-            with replacing(path) as temporary:
-                save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-        try:
-            return load_file(path)
-        except SafetensorError:  # a damaged file is made anew
-            path.unlink()
-            return self._cached(key, make)
 
 
 def fit(sample: Sample, size: int):
@@ -226,5 +292,11 @@ def fit(sample: Sample, size: int):
         raise OSError(f"{sample.picture_id} does not open as a picture: {error}") from error
 
 
-def _key(kind: str, *parts: object) -> str:
-    return f"{kind}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]}"
+def _bytes(rows: Table | Tensor) -> int:
+    """Of the first row."""
+    tensors = [rows] if isinstance(rows, Tensor) else rows.whole().values()
+    return sum(tensor[0].nbytes for tensor in tensors)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

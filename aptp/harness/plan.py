@@ -13,6 +13,7 @@ import torch
 from aptp.config import RunConfig, check_folder
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
+from aptp.harness.data import Need
 from aptp.harness.hardness import TIMES
 from aptp.harness.measure import peak_memory_mb
 from aptp.harness.workspace import Workspace
@@ -33,10 +34,14 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, the disk that the run and its caches need, and its peak of tensor memory, in MB (10⁶ bytes)."""
+    """All stages, the disk that the run's folder and its cache need, and its peak of tensor memory.
+
+    In MB (10⁶ bytes), but for the cache.
+    """
 
     stages: list[PlannedStage]
     disk_mb: float
+    cache: Need
     memory_mb: float
 
 
@@ -55,8 +60,8 @@ def plan(config: RunConfig, out: Path, *, resume: bool = False, host: Host) -> P
 
 def _estimate(work: Workspace) -> Plan:
     config, target = work.config, work.config.budget.target
-    samples = [*work.chosen.train, *work.chosen.validation]
-    pictures, captions = (len({of(s) for s in samples}) for of in (lambda s: s.picture_id, lambda s: s.caption))
+    need = work.need(work.dataset.fingerprint())
+    need.check()
     call = _seconds_of_call(work)
     encode = _seconds_of_encoding(work)
     prompts = min(config.evaluate.prompts, len(work.chosen.validation))
@@ -77,11 +82,9 @@ def _estimate(work: Workspace) -> Plan:
     exam, asked = _exam(config, len(work.chosen.validation), call)
     weights = sum(p.numel() * 4 for p in work.dense.parameters()) / 1e6
     experts = weights * target * (config.experts + len(config.compare))
-    latents = pictures * work.dense.config.in_channels * work.sample_size**2 * 4 / 1e6
-    text = captions * 4 * _text_values(work) / 1e6
     whose = "expert" if config.recover.per == "expert" else "pruned model"
     stages = [
-        PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
+        PlannedStage("prepare", need.pictures * encode, f"encode {need.pictures:,} pictures and their captions"),
         PlannedStage("adapt", adapt, f"{config.adapt.steps:,} steps of fine-tuning the dense model"),
         PlannedStage("search", search, f"{config.search.steps:,} steps for {config.experts} experts"),
         PlannedStage("recover", recover, f"{steps:,} steps, {config.recover.steps:,} for each {whose}"),
@@ -92,7 +95,8 @@ def _estimate(work: Workspace) -> Plan:
     activations = peak_memory_mb(work.denoiser, work.dense, work.sample_size, work.text_tokens) - weights
     return Plan(
         [stage for stage in stages if stage.seconds],
-        latents + text + experts + 3 * weights,
+        experts + 3 * weights,
+        need,
         weights + states + 3 * activations * max(config.search.batch, config.recover.batch) / 8,
     )
 
@@ -129,8 +133,3 @@ def _seconds_of_encoding(work: Workspace) -> float:
     start = time.perf_counter()
     vae.encode(pixels)
     return (time.perf_counter() - start) / PROBE
-
-
-def _text_values(work: Workspace) -> int:
-    """How many numbers the text states of one caption are."""
-    return sum(states[0].numel() for states in work.preparer.text([""], "empty").values())

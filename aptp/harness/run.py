@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aptp.bundle import load_bundle, save_router
+from aptp.bundle import MODEL, load_bundle, save_router
 from aptp.config import RunConfig, check_folder
 from aptp.core import distributed
 from aptp.core.errors import RequestError
@@ -159,19 +159,23 @@ def _stages(work: Workspace) -> None:
 
 
 def _prepare(work: Workspace) -> None:
-    config, record = work.config, work.record
+    config, record, adapted = work.config, work.record, work.path(MODEL).is_dir()
     with _timed(work, "prepare"), distributed.main_first():
         source = work.dataset.fingerprint()
         if record.data.get("fingerprint", source) != source:
             raise RequestError(f"the data {config.data.name!r} has changed since {str(work.out)!r} was begun.")
-        train, *_ = work.preparer.latents(work.chosen.train, source, "training")
-        validation, *_ = work.preparer.latents(work.chosen.validation, source, "held-out")
+        if not adapted:
+            _announce(work, source)
+        train = work.preparer.latents(work.chosen.train, source, "training").samples
+        validation = work.preparer.latents(work.chosen.validation, source, "held-out").samples
         check_counts(config, train, validation)
         skipped = dict(work.preparer.skipped)
     if config.adapt.steps:
         with _timed(work, "adapt"):
             adapt(work, train, source)
     with _timed(work, "prepare"), distributed.main_first():
+        if adapted:
+            _announce(work, source)
         work.train = work.preparer.pictures(train, source, "training")
         work.validation = work.preparer.pictures(validation, source, "held-out")
     skipped = work.chosen.skipped | skipped
@@ -180,6 +184,14 @@ def _prepare(work: Workspace) -> None:
     if skipped:
         name, reason = next(iter(skipped.items()))
         work.warn(f"left out of the data: {len(skipped)}, listed in data/skipped.jsonl; the first, {name!r}: {reason}.")
+
+
+def _announce(work: Workspace, source: str) -> None:
+    """Say what is to be encoded, if anything is; raise `RequestError` where there is no room for it."""
+    need = work.need(source)
+    need.check()
+    if need.size:
+        work.progress.say(f"{need}.")
 
 
 class _Method(NamedTuple):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from aptp.api import pipeline_denoiser, search_space
+from aptp.bundle import MODEL
 from aptp.config import Choice, RunConfig, TrainingOptions
 from aptp.core import distributed
 from aptp.core.architecture import Architecture, SearchSpace
@@ -28,7 +29,7 @@ from aptp.core.pruner import ScoringPruner, StaticPruner
 from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
-from aptp.harness.data import Pictures, Preparer
+from aptp.harness.data import Need, Pictures, Preparer
 from aptp.harness.exam import Exam
 from aptp.harness.processes import check_shares
 from aptp.harness.pruning import pruner_context
@@ -154,7 +155,7 @@ class Workspace:
     @cached_property
     def text_tokens(self) -> int:
         """Length of an encoded prompt."""
-        return int(self.preparer.text([""], "empty")["encoder_hidden_states"].shape[1])
+        return int(self.preparer.text([""], "empty").whole()["encoder_hidden_states"].shape[1])
 
     @property
     def example_inputs(self) -> dict[str, Tensor]:
@@ -216,6 +217,11 @@ class Workspace:
     def preparer(self) -> Preparer:
         cache = Path(self.config.prepare.cache) if self.config.prepare.cache else default_cache()
         return Preparer(self.pipeline, self.denoiser, self.encoder, cache, self.progress)
+
+    def need(self, source: str) -> Need:
+        """What preparing the data set whose fingerprint is `source` will encode, and the disk it takes."""
+        adapts = self.config.adapt.steps > 0 and not self.path(MODEL).is_dir()
+        return self.preparer.need([self.chosen.train, self.chosen.validation], source, new_text=adapts)
 
     @cached_property
     def noiser(self) -> Noiser:

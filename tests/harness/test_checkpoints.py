@@ -335,13 +335,13 @@ def test_text_states_are_cached_with_all_that_goes_with_them(config, pipe: Route
     record = Record(started="", config={}, versions={}, hardware={})
     work = Workspace.open(config, tmp_path, default_host(), Quiet(), record)
     captions = sorted({sample.caption for sample in work.chosen.train})
-    first, again = (work.preparer.text(captions, "training") for _ in range(2))
+    first, again = (work.preparer.text(captions, "training").whole() for _ in range(2))
     fresh = work.denoiser.encode_text(work.pipeline, captions, work.sample_size)
     assert first.keys() == again.keys() == fresh.keys()
     for name, states in fresh.items():
         torch.testing.assert_close(first[name], states.float())
         assert torch.equal(first[name], again[name])
-    short = work.preparer.text(["a star"], "one")
+    short = work.preparer.text(["a star"], "one").whole()
     alone = work.denoiser.encode_text(work.pipeline, ["a star", captions[0]], work.sample_size)
     for name, states in short.items():
         torch.testing.assert_close(states[0], alone[name][0].float(), msg=f"{name} depends on its batch")

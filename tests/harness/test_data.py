@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from aptp.core import cache
 from aptp.core.data import Sample
 from aptp.core.errors import RequestError
 from aptp.core.files import default_cache
 from aptp.core.progress import Quiet
-from aptp.harness.data import Preparer, fit
+from aptp.harness import data
+from aptp.harness.data import Pictures, Preparer, fit
+from aptp.harness.measure import _LiveTensors
 from aptp.harness.workspace import Workspace
 
 
@@ -47,6 +51,10 @@ def broken(name: str, error: Exception) -> Sample:
     return Sample(name, "nothing", open_it)
 
 
+def latents_of(pictures: Pictures) -> torch.Tensor:
+    return pictures.latents_of(torch.arange(len(pictures)))
+
+
 @pytest.fixture
 def make(base: Workspace, tmp_path: Path) -> Callable[[], Preparer]:
     return lambda: Preparer(base.pipeline, base.denoiser, CountingEncoder(), tmp_path / "cache", Quiet())
@@ -62,7 +70,7 @@ def test_what_is_cached_is_not_encoded_again(make: Callable[[], Preparer]) -> No
     after = second.pictures(samples, "source", "training")
     assert opened == ["0", "1", "2", "3"]
     assert second.encoder.texts == 0
-    assert torch.equal(before.latents, after.latents)
+    assert torch.equal(latents_of(before), latents_of(after))
     assert after.prompts().text == ["caption 0", "caption 1"] * 2
     index = torch.tensor([3, 0])
     assert torch.equal(
@@ -77,7 +85,7 @@ def test_latents_are_the_scaled_mode_of_the_vae(make: Callable[[], Preparer], ba
     vae = base.pipeline.vae
     pixels = torch.tensor([200 / 127.5 - 1, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
     expected = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-    torch.testing.assert_close(pictures.latents, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(latents_of(pictures), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_broken_pictures_are_skipped_and_listed(make: Callable[[], Preparer]) -> None:
@@ -91,7 +99,7 @@ def test_broken_pictures_are_skipped_and_listed(make: Callable[[], Preparer]) ->
         preparer = make()
         pictures = preparer.pictures(samples, "source", "training")
         assert [sample.id for sample in pictures.samples] == ["good", "fine"]
-        assert len(pictures.latents) == len(pictures) == 2
+        assert len(latents_of(pictures)) == len(pictures) == 2
         assert preparer.skipped.keys() == {"gone", "odd"}
         assert "no such file" in preparer.skipped["gone"]
 
@@ -108,13 +116,13 @@ def test_a_picture_with_several_captions_is_encoded_once(make: Callable[[], Prep
     pictures = preparer.pictures(samples, "source", "training")
     assert len(opened) == 2
     assert list(preparer.skipped) == ["c"]
-    assert (len(pictures), len(pictures.latents)) == (6, 2)
+    assert len(pictures) == 6
     assert pictures.prompts().ids == [f"{name}#{k}" for name in "ab" for k in range(3)]
     assert pictures.prompts(torch.tensor([4, 0])).text == ["b said 1", "a said 0"]
-    index = torch.tensor([4, 1, 2])
-    assert torch.equal(pictures.latents_of(index), pictures.latents[[1, 0, 0]])
+    of_a, *_, last_of_b = latents_of(pictures)
+    assert torch.equal(pictures.latents_of(torch.tensor([4, 1, 2])), torch.stack([last_of_b, of_a, of_a]))
     of_b = make().pictures(samples[-1:], "source", "training")
-    torch.testing.assert_close(pictures.latents_of(torch.tensor([4])), of_b.latents, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(last_of_b, latents_of(of_b)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_none_left_is_refused(make: Callable[[], Preparer]) -> None:
@@ -124,17 +132,74 @@ def test_none_left_is_refused(make: Callable[[], Preparer]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["latents", "text", "embeds"])
-def test_a_damaged_cache_file_is_made_anew(make: Callable[[], Preparer], kind: str) -> None:
+def test_what_is_damaged_is_made_anew(make: Callable[[], Preparer], kind: str) -> None:
     samples = [picture("a", "x", []), picture("b", "y", [], 10)]
+    index = torch.arange(2)
     whole = make().pictures(samples, "source", "training")
-    (file,) = make().cache.glob(f"{kind}-*.safetensors")
+    before = whole.text_states(index)
+    (file,) = make().cache.glob(f"{kind}-*/*.safetensors")
     content = file.read_bytes()
-    for damage in (content[:-7], b""):
+    value = len(content) - 100  # before the keys
+    for damage in (content[:-7], b"", content[:value] + bytes([content[value] ^ 1]) + content[value + 1 :]):
         file.unlink()  # what was read before is still mapped
         file.write_bytes(damage)
         again = make().pictures(samples, "source", "training")
-        assert torch.equal(again.latents, whole.latents)
+        assert torch.equal(latents_of(again), latents_of(whole))
         assert torch.equal(again.embeds, whole.embeds)
+        assert all(torch.equal(states, before[name]) for name, states in again.text_states(index).items())
+        assert file.read_bytes() == content
+
+
+def test_a_set_that_changes_keeps_what_it_had(make: Callable[[], Preparer]) -> None:
+    opened: list[str] = []
+    samples = [replace(picture(name, f"it is {name}", opened), content=f"of {name}") for name in "abc"]
+    make().pictures(samples[:2], "source", "training")
+    other = replace(samples[0], id="renamed", caption="said otherwise")
+    preparer = make()
+    preparer.pictures([other, *samples], "another source", "training")
+    assert opened == ["a", "b", "c"]
+    assert preparer.encoder.texts == 2, "what is said otherwise, and of c"
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(
+    make: Callable[[], Preparer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "CHUNK", 2)
+    monkeypatch.setattr(cache, "SHARD_BYTES", 2 * 4 * 4 * 8**2)
+
+    def peak(count: int) -> int:
+        samples = [picture(f"{count} {i}", "red", [], i) for i in range(count)]
+        with _LiveTensors() as live:
+            pictures = make().latents(samples, "source", "training")
+            pictures.of(torch.tensor([0, count - 1]))
+        return live.peak
+
+    assert peak(24) <= peak(4) + 8 * 24, "the place of each picture, and no more"
+
+
+def test_what_is_to_be_encoded_is_told_with_its_size(make: Callable[[], Preparer]) -> None:
+    samples = [picture("a", "x", []), picture("b", "y", []), picture("c", "y", [])]
+    before = make().need([samples[:1], samples[1:]], "source")
+    pictures = make().pictures(samples[:2], "source", "training")
+    after, new = (make().need([samples], "source", new_text=trained) for trained in (False, True))
+    row = latents_of(pictures)[0].nbytes
+    texts = sum(states[0].nbytes for states in pictures.text_states(torch.tensor([0])).values())
+    assert (before.pictures, before.captions, before.size) == (3, 2, 3 * row + 2 * (texts + 8))
+    assert (after.pictures, after.captions, after.size) == (1, 0, row)
+    assert (new.pictures, new.captions, new.size) == (1, 2, row + 2 * texts)
+    make().pictures(samples, "source", "training")
+    assert str(make().need([samples], "source")).startswith("all pictures and captions are encoded in")
+
+
+def test_a_cache_that_does_not_fit_is_refused(make: Callable[[], Preparer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    fits = make().need([[picture(f"{i}", "x", []) for i in range(10)]], "source")
+    fits.check()
+    with pytest.raises(
+        RequestError,
+        match=r"2,000 pictures and 1 caption are to be encoded, \d MB in '.*cache', where 1 MB are free: make room, ",
+    ):
+        make().need([[picture(f"{i}", "x", []) for i in range(2000)]], "source").check()
 
 
 def test_changed_weights_are_another_key(make: Callable[[], Preparer], base: Workspace) -> None:

@@ -77,7 +77,7 @@ def test_an_example_is_told_the_times_of_its_noise_whatever_was_drawn_before(con
     record = Record(started="", config={}, versions={}, hardware={})
     work = Workspace.open(config, tmp_path, default_host(), Quiet(), record)
     assert work.text_tokens == work.pipeline.tokenizer.model_max_length + 256
-    latents, text = torch.zeros(5, 16, 8, 8), work.preparer.text(list("abcde"), "some")
+    latents, text = torch.zeros(5, 16, 8, 8), work.preparer.text(list("abcde"), "some").whole()
     table = work.pipeline.scheduler.timesteps.clone()
     before, after = [], []
     for examples in (before, after):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,11 +17,17 @@ def changed(config: RunConfig, **changes: object) -> RunConfig:
     return RunConfig.model_validate(config.model_dump() | changes).resolved(default_host())
 
 
+@pytest.fixture
+def unprepared(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """With a cache of its own."""
+    return changed(small_config, prepare={"cache": str(tmp_path_factory.mktemp("cache"))})
+
+
 def test_tells_the_stages_and_leaves_no_file(
-    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unprepared: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    planned = plan(small_config, tmp_path / "run", host=default_host())
+    planned = plan(unprepared, tmp_path / "run", host=default_host())
     assert not list(tmp_path.iterdir())
     assert [stage.name for stage in planned.stages] == ["prepare", "search", "recover", "exam", "generate"]
     assert all(stage.seconds > 0 for stage in planned.stages)
@@ -28,6 +35,8 @@ def test_tells_the_stages_and_leaves_no_file(
     assert planned.memory_mb > 1
     work = {stage.name: stage.what for stage in planned.stages}
     assert "80 pictures" in work["prepare"]
+    assert str(planned.cache).startswith("80 pictures and ")
+    assert planned.cache.size > 80 * 4 * 4 * 8**2
     assert "20 steps for 3 experts" in work["search"]
     assert "24 steps, 12 for each pruned model" in work["recover"]
     assert "20 noised pictures" in work["exam"]
@@ -43,7 +52,7 @@ def test_steps_of_every_expert_are_planned(small_config: RunConfig, tmp_path: Pa
 @pytest.mark.parametrize("changes", [{"pruner": "magnitude"}, {"router": "random-codes"}], ids=str)
 def test_a_run_that_learns_nothing_has_no_search(small_config: RunConfig, tmp_path: Path, changes: dict) -> None:
     planned = plan(changed(small_config, **changes), tmp_path / "run", host=default_host())
-    assert [stage.name for stage in planned.stages] == ["prepare", "recover", "exam", "generate"]
+    assert [stage.name for stage in planned.stages if stage.name != "prepare"] == ["recover", "exam", "generate"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +66,14 @@ def test_a_run_that_learns_nothing_has_no_search(small_config: RunConfig, tmp_pa
 def test_refuses_what_a_run_would(small_config: RunConfig, tmp_path: Path, changes: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         plan(changed(small_config, **changes), tmp_path / "run", host=default_host())
+
+
+def test_refuses_a_cache_that_does_not_fit(
+    unprepared: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(RequestError, match="where 0 MB are free: make room"):
+        plan(unprepared, tmp_path / "run", host=default_host())
 
 
 def test_refuses_a_folder_that_a_run_would(small_config: RunConfig, tmp_path: Path) -> None:

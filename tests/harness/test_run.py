@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +174,39 @@ def test_a_pruner_makes_its_run_static(small_config: RunConfig) -> None:
     assert (config.experts, config.router.name, config.balancer.name) == (1, "constant", "none")
     assert [pruner.name for pruner in config.compare] == ["random"]
     assert config.settled() == config
+
+
+class Stopped(Exception):
+    """Raised as the first picture would be encoded."""
+
+
+class Watched(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def task(self, description: str, total: int):
+        if description == "encoding training pictures":
+            raise Stopped
+        return super().task(description, total)
+
+
+def test_says_what_it_encodes_before_it_does(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = small_config.prepare.model_copy(update={"cache": str(tmp_path / "cache")})
+    config, progress = small_config.model_copy(update={"prepare": prepare}), Watched()
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "run", host=default_host(), progress=progress)
+    assert progress.said[0].startswith("80 pictures and ")
+    assert " captions are to be encoded, " in progress.said[0]
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(RequestError, match="where 0 MB are free: make room, name another folder"):
+        run(config, tmp_path / "run", resume=True, host=default_host(), progress=progress)
 
 
 def test_a_failed_run_says_so(small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,8 @@ class Coco(CaptionedDataset):
             for caption_number, caption in sorted(captions.get(number, ())):
                 id_ = f"{picture}#{caption_number}"
                 if caption:
-                    samples.append(Sample(id_, caption, partial(decode, folder / name), picture=picture))
+                    opening = partial(decode, folder / name)
+                    samples.append(Sample(id_, caption, opening, picture=picture, content=f"coco {picture} {size}"))
                 else:
                     self.skipped[id_] = "its caption is empty"
             if samples:

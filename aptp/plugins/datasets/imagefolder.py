@@ -48,7 +48,8 @@ class ImageFolder(CaptionedDataset):
         self.options = options
         self.skipped: dict[str, str] = {}
         self._seen: dict[str, int] = {}
-        self._rows: list[tuple[Split, str, str, str | None, Path]] = []
+        self._rows: list[tuple[Split, str, str, str | None, str | None]] = []
+        self._digests: dict[Path, str | None] = {}
         self._root = root = Path(options.path).expanduser()
         if not root.is_dir():
             raise RequestError(
@@ -98,9 +99,8 @@ class ImageFolder(CaptionedDataset):
     @cached_property
     def _fingerprint(self) -> str:
         sha = hashlib.sha256(f"imagefolder {self.options.validation}".encode())
-        digests = {path: _digest(path) for path in {row[-1] for row in self._rows}}
-        for split, id_, caption, kind, path in self._rows:
-            sha.update(f"{split} {json.dumps([id_, caption, kind, digests[path]])}\n".encode())
+        for split, *row in self._rows:
+            sha.update(f"{split} {json.dumps(row)}\n".encode())
         return sha.hexdigest()
 
     def _read(self, folder: Path, split: Split) -> Iterator[Sample]:
@@ -129,9 +129,12 @@ class ImageFolder(CaptionedDataset):
                 self.skipped[id_] = "the file is missing"
             else:
                 kind = str(kind) if kind not in (None, "") else None
-                self._rows.append((split, id_, caption, kind, path))
+                if path not in self._digests:
+                    self._digests[path] = _digest(path)
+                content = self._digests[path]
+                self._rows.append((split, id_, caption, kind, content))
                 picture = path.relative_to(self._root).as_posix()
-                yield Sample(id_, caption.strip(), partial(decode, path), kind, picture)
+                yield Sample(id_, caption.strip(), partial(decode, path), kind, picture, content)
 
     def _id(self, path: Path) -> str:
         name = path.relative_to(self._root).as_posix()

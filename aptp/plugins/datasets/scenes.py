@@ -56,7 +56,9 @@ class Scenes(CaptionedDataset):
         for index, scene in enumerate(self.scenes(split)):
             name = self._name(split, index)
             caption = scene.caption(Random(f"{name} caption"))
-            samples.append(Sample(name, caption, partial(draw_scene, scene, f"{name} picture"), scene.kind))
+            seed = f"{name} picture"
+            drawn = partial(draw_scene, scene, seed)
+            samples.append(Sample(name, caption, drawn, scene.kind, content=f"scenes {VERSION} {seed}"))
         return samples
 
     def fingerprint(self) -> str:

@@ -117,6 +117,19 @@ def test_the_fingerprint_follows_the_content_and_not_its_order(tmp_path: Path, w
     assert len(seen) == 5
 
 
+def test_a_picture_is_told_by_its_name_and_size_alone(tmp_path: Path, write_coco: Write):
+    def contents() -> dict[str, str | None]:
+        return {s.picture_id: s.content for split in ("train", "validation") for s in data(tmp_path).samples(split)}
+
+    write_coco(tmp_path)
+    first = contents()
+    edit(tmp_path, "train2014", lambda content: content["annotations"][0].update(caption="other"))
+    (changed,) = (tmp_path / "train2014").glob("*2.jpg")
+    changed.write_bytes(changed.read_bytes() + b"x")
+    second = contents()
+    assert [name for name in first if first[name] != second[name]] == [f"train2014/{changed.name}"]
+
+
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "sub/../../a.jpg", "C:\\a.jpg"])
 def test_names_never_lead_outside(tmp_path: Path, write_coco: Write, name: str):
     write_coco(tmp_path)

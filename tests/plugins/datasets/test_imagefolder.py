@@ -212,6 +212,20 @@ def test_a_picture_that_does_not_open_raises_os_error(tmp_path: Path, content: b
         data(tmp_path).samples("train")[0].open()
 
 
+def test_a_picture_is_told_by_its_file_alone(tmp_path: Path):
+    def contents() -> dict[str, str | None]:
+        return {s.id: s.content for split in ("train", "validation") for s in data(tmp_path).samples(split)}
+
+    write(tmp_path / "validation", rows(2))
+    write(tmp_path / "train", rows(4))
+    first = contents()
+    write(tmp_path / "train", [{"file_name": "000.png", "text": "other"}, *rows(6)[1:]])
+    Image.effect_noise((64, 64), 50).save(tmp_path / "train" / "001.png")
+    second = contents()
+    assert len(second) == 8
+    assert [name for name in first if first[name] != second[name]] == ["train/001.png"]
+
+
 def test_the_fingerprint_follows_the_content_not_the_place(tmp_path: Path):
     one = write(tmp_path / "one", rows(4))
     first = data(one).fingerprint()

@@ -128,6 +128,14 @@ def test_fingerprint_follows_every_option() -> None:
     assert Scenes(Scenes.Options()).fingerprint() == prints[0]
 
 
+def test_a_set_of_another_size_has_the_same_pictures() -> None:
+    few, many = (Scenes(Scenes.Options(train=train)).samples("train") for train in (10, 20))
+    assert [s.content for s in few] == [s.content for s in many[:10]]
+    other = Scenes(Scenes.Options(seed=1, train=10)).samples("train")
+    held_out = Scenes(Scenes.Options(train=10, validation=10)).samples("validation")
+    assert len({s.content for s in (*many, *other, *held_out)}) == 40
+
+
 def test_held_out_share_is_about_one_in_eight() -> None:
     rng = Random(0)
     held = sum(kind.random(rng).held_out() for kind in KINDS[1:] for _ in range(1000))

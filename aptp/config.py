@@ -95,6 +95,11 @@ class PrepareOptions(Options):
 
     train: int | None = Field(2048, gt=0, description="use at most this many training pictures")
     validation: int | None = Field(512, gt=0, description="use at most this many validation pictures")
+    flips: bool = Field(
+        False,
+        description="train on each picture or its mirror image, as every step draws; not for writing, nor for captions "
+        "that tell left from right",
+    )
     cache: str | None = Field(
         None, description="folder of cached latents, text states and embeddings; shared between runs"
     )

@@ -75,7 +75,7 @@ def test_the_paper_s_presets_hold_its_published_settings(name: str, experts: int
     assert (config.search.steps, config.search.warmup, config.search.schedule) == (5000, 100, "constant")
     assert config.router.options["warmup"] * config.search.steps == 500
     assert config.data.name == name.removeprefix("paper-")
-    assert (config.prepare.train, config.prepare.validation) == (None, None)
+    assert (config.prepare.train, config.prepare.validation, config.prepare.flips) == (None, None, True)
 
 
 @pytest.mark.parametrize("kind", ["coco", "cc3m"])

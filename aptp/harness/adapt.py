@@ -38,7 +38,7 @@ def adapt(work: Workspace, samples: list[Sample], source: str) -> None:
 
 def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
     config, options = work.config, work.config.adapt
-    latents = work.preparer.latents(samples, source, "training")
+    latents = work.preparer.latents(samples, source, "training", config.prepare.flips)
     samples = latents.samples
     encoders = {n: c for n, c in work.pipeline.components.items() if n.startswith("text_encoder") and c is not None}
     modules = nn.ModuleDict({"denoiser": work.dense, **encoders}).requires_grad_(True)
@@ -48,7 +48,7 @@ def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
         index = batch_index(len(samples), options.batch, step, config.seed, "adapt")
         generator = generator_for(config.seed, "adapt", step)
         lost = dropped(len(index), dropout, generator)
-        noised = work.noiser.draw(latents.of(index), generator)
+        noised = work.noiser.draw(latents.of(index, generator), generator)
         parts = micro_batches(options)
         mean = torch.zeros((), device=work.device)
         for rows in parts:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import Module
 
@@ -19,6 +20,7 @@ from aptp.core.data import Sample
 from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
 from aptp.core.errors import RequestError
+from aptp.core.pictures import upright_rgb
 from aptp.core.progress import Progress
 from aptp.core.router import PromptBatch
 from aptp.models import fingerprint
@@ -37,15 +39,25 @@ LONGEST_CAPTION = 2000
 
 @dataclass(frozen=True)
 class Latents:
-    """Samples that open, and the latents of their pictures: one row a distinct picture."""
+    """Samples that open, and the latents of their pictures: one row a distinct picture, and one of its mirror image."""
 
     samples: Sequence[Sample]
     rows: Table
     row_of: Int[Tensor, "samples"]
+    mirrored: Table | None = None
 
-    def of(self, index: Int[Tensor, "batch"]) -> Float[Tensor, "batch channels height width"]:
-        """Latents of samples."""
-        return self.rows[self.row_of[index]]["latents"]
+    def of(
+        self, index: Int[Tensor, "batch"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Latents of samples; where there are mirror images, a generator draws which samples show theirs."""
+        row = self.row_of[index]
+        latents = self.rows[row]["latents"]
+        if self.mirrored is None or generator is None:
+            return latents
+        turned = torch.rand(len(index), generator=generator) < 0.5
+        if turned.any():
+            latents[turned] = self.mirrored[row[turned]]["latents"]
+        return latents
 
 
 @dataclass(frozen=True)
@@ -71,9 +83,11 @@ class Pictures:
         """Those of the split whose pictures open."""
         return self.latents.samples
 
-    def latents_of(self, index: Int[Tensor, "batch"]) -> Float[Tensor, "batch channels height width"]:
-        """Latents of samples."""
-        return self.latents.of(index)
+    def latents_of(
+        self, index: Int[Tensor, "batch"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Latents of samples; in training, the step's generator draws which are mirrored, if any may be."""
+        return self.latents.of(index, generator)
 
     def text_states(self, index: Int[Tensor, "batch"]) -> dict[str, Tensor]:
         """Text states of samples, float32."""
@@ -97,6 +111,7 @@ class Need:
     """What is yet to be encoded, the disk that it takes, and what is free there; in bytes."""
 
     pictures: int
+    mirrored: int
     captions: int
     size: int
     free: int
@@ -105,8 +120,9 @@ class Need:
     def __str__(self) -> str:
         if not self.size:
             return f"all pictures and captions are encoded in {str(self.cache)!r}"
-        what = f"{plural(self.pictures, 'picture')} and {plural(self.captions, 'caption')} are to be encoded"
-        return f"{what}, {_mb(self.size)} in {str(self.cache)!r}, where {_mb(self.free)} are free"
+        mirrored = f", {plural(self.mirrored, 'mirror image')}" if self.mirrored else ""
+        what = f"{plural(self.pictures, 'picture')}{mirrored} and {plural(self.captions, 'caption')}"
+        return f"{what} are to be encoded, {_mb(self.size)} in {str(self.cache)!r}, where {_mb(self.free)} are free"
 
     def check(self) -> None:
         """Raise `RequestError` where it is more than is free."""
@@ -136,56 +152,68 @@ class Preparer:
     def _module(self) -> Module:
         return getattr(self.pipeline, self.denoiser.component)
 
-    def need(self, splits: Sequence[Sequence[Sample]], source: str, *, new_text: bool = False) -> Need:
+    def need(
+        self,
+        train: Sequence[Sample],
+        validation: Sequence[Sample],
+        source: str,
+        *,
+        flips: bool = False,
+        new_text: bool = False,
+    ) -> Need:
         """What preparing these splits of the data set whose fingerprint is `source` will encode.
 
         Args:
+            flips: whether mirror images of the training pictures are needed too.
             new_text: whether the text encoders are trained first, so that no caption is encoded yet.
         """
-        shown = list({sample.picture_id: sample for samples in splits for sample in samples}.values())
-        captions = sorted({sample.caption for samples in splits for sample in samples})
+        captions = sorted({sample.caption for sample in (*train, *validation)})
         text, embeds = self._text(captions, "text"), self._embeds(captions, "embeds")
-        pictures = len(self._latents(shown, source, "latents").missing)
+        pictures = len(self._latents(_shown([*train, *validation]), source, "latents").missing)
+        mirrored = len(self._latents(_shown(train), source, "latents", mirrored=True).missing) if flips else 0
         texts = len(captions) if new_text else len(text.missing)
         row = 4 * self.pipeline.vae.config.latent_channels * self.latent_size**2
-        size = pictures * row + texts * _bytes(self.text([""], "empty"))
+        size = (pictures + mirrored) * row + texts * _bytes(self.text([""], "empty"))
         size += len(embeds.missing) * _bytes(self.embeds([""], "empty"))
         there = next(folder for folder in (self.cache, *self.cache.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(there).free
-        return Need(pictures, max(texts, len(embeds.missing)), size, free, self.cache)
+        return Need(pictures, mirrored, max(texts, len(embeds.missing)), size, free, self.cache)
 
-    def pictures(self, samples: Sequence[Sample], source: str, what: str) -> Pictures:
+    def pictures(self, samples: Sequence[Sample], source: str, what: str, flips: bool = False) -> Pictures:
         """Encode a split of the data set whose fingerprint is `source`.
 
         Raises:
             RequestError: if no picture of it can be read.
         """
-        latents = self.latents(samples, source, what)
+        latents = self.latents(samples, source, what, flips)
         captions = sorted({sample.caption for sample in latents.samples})
         place = {caption: i for i, caption in enumerate(captions)}
         caption_of = torch.tensor([place[sample.caption] for sample in latents.samples])
         return Pictures(latents, captions, caption_of, self.text(captions, what), self.embeds(captions, what))
 
-    def latents(self, samples: Sequence[Sample], source: str, what: str) -> Latents:
-        """The samples that open, and the latents of their pictures.
+    def latents(self, samples: Sequence[Sample], source: str, what: str, flips: bool = False) -> Latents:
+        """The samples that open, and the latents of their pictures; with `flips`, of their mirror images too.
 
         Pictures that do not open are listed in `skipped`.
 
         Raises:
             RequestError: if none is left.
         """
-        shown = {sample.picture_id: sample for sample in samples}
-        rows = self._latents(list(shown.values()), source, f"encoding {what} pictures")
-        rows.fill()
-        names = list(shown)
-        self.skipped |= {names[place]: why for place, why in rows.broken.items()}
-        if len(rows.broken) == len(names):
+        shown = _shown(samples)
+        rows = self._latents(shown, source, f"encoding {what} pictures")
+        mirrored = self._latents(shown, source, f"encoding mirrored {what} pictures", mirrored=True) if flips else None
+        broken: dict[int, str] = {}
+        for table in filter(None, (rows, mirrored)):
+            table.fill()
+            broken |= table.broken
+        self.skipped |= {shown[place].picture_id: why for place, why in broken.items()}
+        if len(broken) == len(shown):
             raise RequestError(
-                f"none of the {len(names)} {what} pictures can be read; the first: {next(iter(rows.broken.values()))}."
+                f"none of the {len(shown)} {what} pictures can be read; the first: {next(iter(broken.values()))}."
             )
-        row = {name: place for place, name in enumerate(names) if place not in rows.broken}
+        row = {sample.picture_id: place for place, sample in enumerate(shown) if place not in broken}
         opened = [sample for sample in samples if sample.picture_id in row]
-        return Latents(opened, rows, torch.tensor([row[sample.picture_id] for sample in opened]))
+        return Latents(opened, rows, torch.tensor([row[sample.picture_id] for sample in opened]), mirrored)
 
     def text(self, captions: Sequence[str], what: str) -> Table:
         """Text states of captions, by the denoiser's argument names."""
@@ -199,7 +227,7 @@ class Preparer:
         rows.fill()
         return rows.whole()["embeds"]
 
-    def _latents(self, samples: Sequence[Sample], source: str, task: str) -> Table:
+    def _latents(self, samples: Sequence[Sample], source: str, task: str, mirrored: bool = False) -> Table:
         """Latents of pictures. They are found by the pictures' content, or else by their names within `source`."""
         vae, size = self.pipeline.vae, self.latent_size * self.pipeline.vae_scale_factor
         scale = [vae.config.get(name) for name in ("scaling_factor", "shift_factor")]
@@ -208,7 +236,8 @@ class Preparer:
             pictures, broken = [], {}
             for place in places:
                 try:
-                    pictures.append(fit(samples[place], size))
+                    picture = fit(samples[place], size)
+                    pictures.append(ImageOps.mirror(picture) if mirrored else picture)
                 except OSError as error:
                     broken[place] = str(error)
             if not pictures:
@@ -221,7 +250,7 @@ class Preparer:
 
         return self._table(
             ("latents", self._vae_fingerprint, scale, self.latent_size),
-            [key_of(sample.content or [source, sample.picture_id]) for sample in samples],
+            [key_of(sample.content or [source, sample.picture_id], mirrored) for sample in samples],
             encode,
             task,
             max(1, min(CHUNK, CHUNK_PIXELS // size**2)),
@@ -282,14 +311,15 @@ class Preparer:
 
 def fit(sample: Sample, size: int):
     """A sample's picture, cropped at the centre and scaled to `size` × `size`; raises `OSError` if it does not open."""
-    from PIL import Image, ImageOps
-
-    from aptp.core.pictures import upright_rgb
-
     try:
         return ImageOps.fit(upright_rgb(sample.open()), (size, size), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(f"{sample.picture_id} does not open as a picture: {error}") from error
+
+
+def _shown(samples: Sequence[Sample]) -> list[Sample]:
+    """One sample of each picture."""
+    return list({sample.picture_id: sample for sample in samples}.values())
 
 
 def _bytes(rows: Table | Tensor) -> int:

@@ -62,6 +62,7 @@ def _estimate(work: Workspace) -> Plan:
     config, target = work.config, work.config.budget.target
     need = work.need(work.dataset.fingerprint())
     need.check()
+    pictures = need.pictures + need.mirrored
     call = _seconds_of_call(work)
     encode = _seconds_of_encoding(work)
     prompts = min(config.evaluate.prompts, len(work.chosen.validation))
@@ -84,7 +85,7 @@ def _estimate(work: Workspace) -> Plan:
     experts = weights * target * (config.experts + len(config.compare))
     whose = "expert" if config.recover.per == "expert" else "pruned model"
     stages = [
-        PlannedStage("prepare", need.pictures * encode, f"encode {need.pictures:,} pictures and their captions"),
+        PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
         PlannedStage("adapt", adapt, f"{config.adapt.steps:,} steps of fine-tuning the dense model"),
         PlannedStage("search", search, f"{config.search.steps:,} steps for {config.experts} experts"),
         PlannedStage("recover", recover, f"{steps:,} steps, {config.recover.steps:,} for each {whose}"),

@@ -140,7 +140,7 @@ def _train(
         index = pictures[own]
         generator = generator_for(seed, "recover", name, step)
         lost = dropped(len(index), options.caption_dropout, generator)
-        noised = work.noiser.draw(work.train.latents_of(index), generator)
+        noised = work.noiser.draw(work.train.latents_of(index, generator), generator)
         parts = micro_batches(options)
 
         def example(place: int) -> Example:

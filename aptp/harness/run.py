@@ -166,7 +166,7 @@ def _prepare(work: Workspace) -> None:
             raise RequestError(f"the data {config.data.name!r} has changed since {str(work.out)!r} was begun.")
         if not adapted:
             _announce(work, source)
-        train = work.preparer.latents(work.chosen.train, source, "training").samples
+        train = work.preparer.latents(work.chosen.train, source, "training", config.prepare.flips).samples
         validation = work.preparer.latents(work.chosen.validation, source, "held-out").samples
         check_counts(config, train, validation)
         skipped = dict(work.preparer.skipped)
@@ -176,7 +176,7 @@ def _prepare(work: Workspace) -> None:
     with _timed(work, "prepare"), distributed.main_first():
         if adapted:
             _announce(work, source)
-        work.train = work.preparer.pictures(train, source, "training")
+        work.train = work.preparer.pictures(train, source, "training", config.prepare.flips)
         work.validation = work.preparer.pictures(validation, source, "held-out")
     skipped = work.chosen.skipped | skipped
     lists = distributed.on_main(lambda: write_lists(work.out, train, validation, skipped))

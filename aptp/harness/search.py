@@ -110,7 +110,7 @@ def _train_router(work: Workspace) -> None:
         """
         index = batch_index(len(work.train), options.batch, step, config.seed, "search")
         generator = generator_for(config.seed, "search", step)
-        noised = work.noiser.draw(work.train.latents_of(index), generator)
+        noised = work.noiser.draw(work.train.latents_of(index, generator), generator)
         parts = micro_batches(options)
         mine = slice(parts[0].start, parts[-1].stop)
         prompts = work.train.prompts(index[mine]).to(work.device)

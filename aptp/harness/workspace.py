@@ -221,7 +221,8 @@ class Workspace:
     def need(self, source: str) -> Need:
         """What preparing the data set whose fingerprint is `source` will encode, and the disk it takes."""
         adapts = self.config.adapt.steps > 0 and not self.path(MODEL).is_dir()
-        return self.preparer.need([self.chosen.train, self.chosen.validation], source, new_text=adapts)
+        flips = self.config.prepare.flips
+        return self.preparer.need(self.chosen.train, self.chosen.validation, source, flips=flips, new_text=adapts)
 
     @cached_property
     def noiser(self) -> Noiser:

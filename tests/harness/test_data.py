@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from aptp.core import cache
 from aptp.core.data import Sample
@@ -42,6 +42,18 @@ def picture(name: str, caption: str, opened: list[str], value: int = 200) -> Sam
         return Image.new("RGB", (20, 30), (value, 0, 0))
 
     return Sample(name, caption, open_it)
+
+
+def halves(name: str, opened: list[str], left: str) -> Sample:
+    """A picture whose left half is of one colour and the right one black."""
+
+    def open_it() -> Image.Image:
+        opened.append(name)
+        whole = Image.new("RGB", (32, 32))
+        whole.paste(left, (0, 0, 16, 32))
+        return whole
+
+    return Sample(name, f"{left} and black", open_it)
 
 
 def broken(name: str, error: Exception) -> Sample:
@@ -177,29 +189,67 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
     assert peak(24) <= peak(4) + 8 * 24, "the place of each picture, and no more"
 
 
+def test_mirror_images_are_encoded_themselves(make: Callable[[], Preparer], base: Workspace) -> None:
+    opened: list[str] = []
+    samples = [halves(name, opened, left) for name, left in (("a", "red"), ("b", "lime"), ("c", "blue"))]
+    plain = make().pictures(samples, "source", "training")
+    assert opened == ["a", "b", "c"]
+    need = make().need(samples, samples, "source", flips=True)
+    assert (need.pictures, need.mirrored, need.captions) == (0, 3, 0)
+    assert str(need).startswith("0 pictures, 3 mirror images and 0 captions are to be encoded")
+    both = make().pictures(samples, "source", "training", flips=True)
+    assert opened == ["a", "b", "c"] * 2, "only what is new is encoded"
+    turned = [replace(s, id=f"turned {s.id}", open=lambda s=s: ImageOps.mirror(s.open())) for s in samples]
+    sides = torch.stack([latents_of(plain), latents_of(make().pictures(turned, "source", "training"))])
+    assert not torch.allclose(sides[0].flip(-1), sides[1], atol=1e-3), "the mirror image of latents is something else"
+
+    index = torch.tensor([2, 0, 1] * 20)
+    first, again, other = (both.latents_of(index, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    shows = torch.stack([(first == side[index]).flatten(1).all(1) for side in sides])
+    assert torch.equal(shows.sum(0), torch.ones(60).long()), "each sample shows one side"
+    assert 15 < shows[1].sum() < 45
+    assert torch.equal(latents_of(both), latents_of(plain)), "no side is drawn where nothing is trained"
+
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(plain.latents_of(index, generator), latents_of(plain)[index])
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state()), "nothing was drawn"
+
+
+def test_a_picture_whose_mirror_image_does_not_open_is_left_out(make: Callable[[], Preparer]) -> None:
+    opened: list[str] = []
+    samples = [picture(name, "x", opened) for name in "ab"]
+    make().latents(samples, "source", "training")
+    gone = [replace(samples[0], open=broken("a", OSError("gone")).open), samples[1]]
+    preparer = make()
+    assert [s.id for s in preparer.latents(gone, "source", "training", flips=True).samples] == ["b"]
+    assert "gone" in preparer.skipped["a"]
+
+
 def test_what_is_to_be_encoded_is_told_with_its_size(make: Callable[[], Preparer]) -> None:
     samples = [picture("a", "x", []), picture("b", "y", []), picture("c", "y", [])]
-    before = make().need([samples[:1], samples[1:]], "source")
+    before = make().need(samples[:1], samples[1:], "source")
     pictures = make().pictures(samples[:2], "source", "training")
-    after, new = (make().need([samples], "source", new_text=trained) for trained in (False, True))
+    after, new = (make().need(samples, [], "source", new_text=trained) for trained in (False, True))
     row = latents_of(pictures)[0].nbytes
     texts = sum(states[0].nbytes for states in pictures.text_states(torch.tensor([0])).values())
     assert (before.pictures, before.captions, before.size) == (3, 2, 3 * row + 2 * (texts + 8))
     assert (after.pictures, after.captions, after.size) == (1, 0, row)
     assert (new.pictures, new.captions, new.size) == (1, 2, row + 2 * texts)
     make().pictures(samples, "source", "training")
-    assert str(make().need([samples], "source")).startswith("all pictures and captions are encoded in")
+    assert str(make().need(samples, [], "source")).startswith("all pictures and captions are encoded in")
 
 
 def test_a_cache_that_does_not_fit_is_refused(make: Callable[[], Preparer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**6))
-    fits = make().need([[picture(f"{i}", "x", []) for i in range(10)]], "source")
+    fits = make().need([picture(f"{i}", "x", []) for i in range(10)], [], "source")
     fits.check()
     with pytest.raises(
         RequestError,
         match=r"2,000 pictures and 1 caption are to be encoded, \d MB in '.*cache', where 1 MB are free: make room, ",
     ):
-        make().need([[picture(f"{i}", "x", []) for i in range(2000)]], "source").check()
+        make().need([picture(f"{i}", "x", []) for i in range(2000)], [], "source").check()
 
 
 def test_changed_weights_are_another_key(make: Callable[[], Preparer], base: Workspace) -> None:

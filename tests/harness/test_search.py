@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
 
 from aptp.core.router import serve
+from aptp.harness import training
 from aptp.harness.search import search
 from aptp.harness.workspace import Workspace
 
@@ -50,6 +52,29 @@ def test_the_denoiser_does_not_change(open_work) -> None:
     search(work)
     assert all(torch.equal(before[name], value) for name, value in work.dense.state_dict().items())
     assert all(parameter.grad is None for parameter in work.dense.parameters())
+
+
+def test_a_search_on_mirror_images_goes_on_as_it_would_have(open_work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
+
+    def log(out: str, flips: bool = True, stop: int = 5) -> str:
+        work = open_work(out, prepare={"flips": flips}, search={"steps": 5, "batch": 8})
+        work.train = work.preparer.pictures(work.chosen.train, work.dataset.fingerprint(), "training", flips)
+
+        def ended(stage: str, step: int, total: int, values: dict[str, float]) -> None:
+            if step == stop:
+                raise KeyboardInterrupt
+
+        work.step_ended = ended
+        with suppress(KeyboardInterrupt):
+            search(work)
+        return work.path("logs/search.jsonl").read_text()
+
+    whole = log("whole")
+    assert log("stopped", stop=2) != whole
+    assert log("stopped") == whole
+    assert log("plain", flips=False) != whole
 
 
 def test_a_static_pruner_needs_no_step(open_work) -> None:

@@ -29,7 +29,7 @@ from aptp.core.options import RelaxationOptions
 from aptp.core.record import Record
 from aptp.core.relaxation import Relaxation
 from aptp.core.router import PromptBatch, Router, RouterContext
-from aptp.core.slicing import SHARED, load_expert
+from aptp.core.slicing import SHARED, WEIGHTS, load_expert
 from aptp.host import Host
 
 FORMAT = 1
@@ -70,11 +70,22 @@ class Bundle:
         """Load an expert; one that a manifest names is compared with it first.
 
         Raises:
-            RequestError: if it is damaged.
+            RequestError: if there is none of this number, or it is damaged.
         """
+        if not 0 <= index < len(self.fractions):
+            raise RequestError(
+                f"there is no expert {index}; {str(self.folder)!r} has {len(self.fractions)}, numbered from 0."
+            )
         if self.manifest:
             self.manifest.verify(expert_folder(index), f"experts/{SHARED}")
         return load_expert(self.folder / expert_folder(index), dtype)
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files of the experts' weights: one for each, or a single one of which all are slices."""
+        shared = self.folder / "experts" / SHARED
+        own = [self.folder / expert_folder(index) / WEIGHTS for index in range(len(self.fractions))]
+        return [shared] if shared.is_file() else own
 
     @property
     def base(self) -> str:
@@ -157,6 +168,8 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
     folder = run / "router"
     manifest = Manifest.load(run) if (run / MANIFEST).is_file() else None
     if manifest:
+        manifest.require("router/router.json", "router/router.safetensors", "router/space.json")
+        manifest.require(f"{MODEL}/model_index.json")
         manifest.verify("router", MODEL, ENCODER)
     if not (folder / "router.json").is_file():
         raise RequestError(f"{str(run)!r} is no run with a router: it has no router/router.json.")
@@ -170,7 +183,8 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         state = load_file(folder / "router.safetensors")
         bias = state.pop("__bias__")
         router_choice, balancer, encoder = (Choice(**data[name]) for name in ("router", "balancer", "encoder"))
-        own = {"model": str(run / ENCODER)} if (run / ENCODER).is_dir() else {}
+        carried = manifest and any(name.startswith(f"{ENCODER}/") for name in manifest.files)
+        own = {"model": str(run / ENCODER)} if carried else {}
         router = host.create("router", router_choice.name, router_choice.options)
         router.setup(
             RouterContext(
@@ -188,8 +202,7 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         if len(fractions) != len(bias):
             raise ValueError(f"it has {len(bias)} experts, but the costs of {len(fractions)}.")
         for index in range(len(bias)) if manifest else ():
-            if f"{expert_folder(index)}/architecture.json" not in manifest.files:
-                raise ValueError(f"its manifest names no expert {index}.")
+            manifest.require(f"{expert_folder(index)}/architecture.json")
         serving, budget = bias, data.get("budget")
         for calibration in (run / CALIBRATION, folder / CALIBRATION):
             if calibration.is_file():
@@ -203,10 +216,10 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
             fractions,
             data.get("load", [1 / len(bias)] * len(bias)),
             budget and BudgetChoice(**budget),
-            data["model"],
-            data["model_fingerprint"],
-            data["component"],
-            data.get("call_options", {}),
+            str(data["model"]),
+            str(data["model_fingerprint"]),
+            str(data["component"]),
+            dict(data.get("call_options", {})),
             run,
             manifest,
         )

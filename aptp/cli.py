@@ -11,6 +11,7 @@ import typer
 
 from aptp import __version__
 from aptp.commands.calibrate import calibrate
+from aptp.commands.export import export
 from aptp.commands.failing import Commands
 from aptp.commands.inspect import doctor, plugins
 from aptp.commands.prompts import generate, route
@@ -23,7 +24,7 @@ COLLECT = 10_000, 10, 100
 """New objects until the newest are searched for garbage, such searches until older ones are, those until all are."""
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (run, sweep, report, route, generate, calibrate, serve):
+for command in (run, sweep, report, route, generate, export, calibrate, serve):
     app.command()(command)
 app.add_typer(plugins, name="plugins")
 app.command()(doctor)

@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aptp.core.errors import RequestError, gist
-from aptp.core.manifest import is_shared
+from aptp.core.manifest import may_travel
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,18 @@ def model_folder(name: str) -> Path:
     return Path(source) if Path(source).is_dir() else _fetched(name)
 
 
+def papers_of(name: str) -> list[Path]:
+    """The files of a model's card and licences, from the hub if need be; none where it has none or is out of reach."""
+    from huggingface_hub import snapshot_download
+
+    with suppress(Exception):  # the hub's client raises errors of several families
+        folder = find_model(name)
+        if not Path(folder).is_dir() and (hub := HUB_NAME.fullmatch(name)):
+            folder = snapshot_download(hub["name"], revision=hub["revision"], allow_patterns=list(PAPERS))
+        return sorted(path for pattern in PAPERS for path in Path(folder).glob(pattern))
+    return []
+
+
 def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a pipeline with parts that are not of diffusers or transformers, or not in its folder."""
     import diffusers
@@ -138,15 +150,12 @@ def _check_tokenizers(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def pipeline_files(folder: Path) -> list[Path]:
-    """The files of a diffusers folder that make its pipeline, with its card and licences; relative to the folder.
-
-    Of weights, those that `load_pipeline` takes.
-    """
+    """The files of a diffusers folder that make its pipeline, relative to it; of weights, those that are loaded."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     half = _variant(folder)
-    chosen = [path for pattern in ("model_index.json", *PAPERS) for path in folder.glob(pattern)]
+    chosen = [folder / "model_index.json"]
     for part in (name for name, entry in index.items() if isinstance(entry, list) and entry != [None, None]):
-        files = [path for path in sorted((folder / part).glob("**/[!.]*")) if is_shared(path)]
+        files = [path for path in sorted((folder / part).glob("**/[!.]*")) if may_travel(path)]
         weights = [path for path in files if ".safetensors" in path.name]
         halves = [path for path in weights if f".{VARIANT}" in path.name]
         taken = halves if half and halves else [path for path in weights if path not in halves]

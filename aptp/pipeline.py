@@ -255,6 +255,8 @@ def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> 
     run = Path(run)
     bundle = load_finished(run, host or default_host())
     base = load_pipeline(bundle.base, device_of(device))
+    if not isinstance(getattr(base, bundle.component, None), nn.Module):
+        raise RequestError(f"the router of {str(run)!r} is damaged: its model has no denoiser {bundle.component!r}.")
     bundle.encoder.to(base.device)
     if pipeline_fingerprint(base) != bundle.model_fingerprint:
         raise RequestError(f"model {bundle.base!r} is not what {str(run)!r} was pruned from: its weights have changed.")

@@ -8,17 +8,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder
+from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
-from aptp.core.files import write_json
-from aptp.core.manifest import SUFFIXES, Manifest, is_shared
-from aptp.core.slicing import SHARED
-from aptp.models import HUB_NAME, PAPERS, model_folder, pipeline_files, unavailable
+from aptp.core.files import write_json, write_text
+from aptp.core.manifest import SUFFIXES, Manifest, may_travel
+from aptp.core.record import Record
+from aptp.core.slicing import SHARED, save_expert
+from aptp.host import default_host
+from aptp.models import HUB_NAME, PAPERS, model_folder, papers_of, pipeline_files, unavailable
+from aptp.report.card import Contents, card, expert_card
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+
+NO_PART = (None, [None, None])
+"""What a pipeline's index says of a part that it has not."""
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
@@ -39,6 +46,27 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
             shutil.copyfile(calibration, made / "router" / CALIBRATION)
         Manifest.of(made).save()
         Manifest.load(made)
+
+
+def write_expert(bundle: Bundle, index: int, folder: Path, form: str = "diffusers") -> None:
+    """Write one expert into a new folder, with a note on how it is loaded.
+
+    Args:
+        form: `diffusers`, which `aptp.load_expert` reads, or a graph: `onnx` or `torch` (see `aptp.graphs`).
+
+    Raises:
+        RequestError: if there is no such expert, or the folder has something in it.
+    """
+    expert = bundle.expert(index)
+    with _new_folder(folder) as made:
+        if form == "diffusers":
+            save_expert(expert, Architecture.load(bundle.folder / expert_folder(index) / "architecture.json"), made)
+        else:
+            from aptp.graphs import write_graph
+
+            write_graph(expert, made, form)
+        told = {"base": _public(bundle.model), "component": bundle.component, "cost": bundle.fractions[index]}
+        write_text(made / "README.md", expert_card(expert, index, form, **told))
 
 
 def find_bundle(name: str) -> Path:
@@ -90,19 +118,60 @@ def _assemble(bundle: Bundle, made: Path) -> None:
     """The parts of a bundle from a run and its base model."""
     run = bundle.folder
     experts = [run / expert_folder(index) for index in range(len(bundle.fractions))]
-    files = [path for home in (run / "router", *experts) for path in home.iterdir() if is_shared(path)]
-    if (shared := run / "experts" / SHARED).is_file():
-        files.append(shared)
-    _copy(run, made, (path.relative_to(run) for path in files))
+    files = {path for home in (run / "router", *experts) for path in home.iterdir() if may_travel(path)}
+    _copy(run, made, (path.relative_to(run) for path in sorted(files.union(bundle.weights))))
     model = model_folder(bundle.base)
     _copy(model, made / MODEL, pipeline_files(model))
+    papers = papers_of(bundle.model)
+    for paper in papers:
+        shutil.copyfile(paper, made / MODEL / paper.name)
     router = json.loads((made / "router/router.json").read_text(encoding="utf-8"))
     router["model"] = _public(router["model"])
     encoder = router["encoder"].get("model")
     if encoder and (folder := Path(encoder).expanduser()).is_dir():
-        _copy(folder, made / ENCODER, (path.relative_to(folder) for path in folder.glob("**/[!.]*") if is_shared(path)))
+        _copy(
+            folder, made / ENCODER, (path.relative_to(folder) for path in folder.glob("**/[!.]*") if may_travel(path))
+        )
         router["encoder"]["model"] = _public(encoder)
     write_json(made / "router/router.json", router)
+    write_text(made / "README.md", card(_contents(bundle, made, router, papers), _record(run)))
+
+
+def _record(run: Path) -> Record | None:
+    return Record.load(run / "record.json") if (run / "record.json").is_file() else None
+
+
+def _contents(bundle: Bundle, made: Path, router: dict[str, Any], papers: list[Path]) -> Contents:
+    hub = HUB_NAME.fullmatch(router["model"])
+    encoder = router["encoder"]
+    read_by = encoder.get("model") or default_host().spec("encoder", encoder["name"]).summary
+    return Contents(
+        base=hub["name"] if hub else router["model"],
+        on_hub=hub is not None,
+        terms=_terms(made / MODEL),
+        papers=[paper.name for paper in papers],
+        component=bundle.component,
+        encoder=f"{encoder['name']} ({read_by})",
+        checked=json.loads((made / MODEL / "model_index.json").read_text()).get("safety_checker") not in NO_PART,
+        fractions=bundle.fractions,
+        sizes=[path.stat().st_size for path in bundle.weights],
+        shared=bundle.weights[0].name == SHARED,
+    )
+
+
+def _terms(model: Path) -> dict[str, Any]:
+    """What a model's card says of its licence; a licence that lies beside the card is linked to where it is now."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        said = ModelCard.load(model / "README.md", ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one without metadata
+        return {}
+    terms = {name: said[name] for name in ("license", "license_name", "license_link") if name in said}
+    if (model / str(terms.get("license_link", "."))).is_file():
+        terms["license_link"] = f"{MODEL}/{terms['license_link']}"
+    return terms
 
 
 def _public(name: str) -> str:

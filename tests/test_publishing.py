@@ -1,14 +1,32 @@
-"""Bundles: what is written serves the same; what was changed is refused by name."""
+"""Bundles: what is written serves the same, wherever it lies; what was changed or would lead out is refused by name."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
+import torch
 
 import aptp
+from aptp.bundle import load_bundle
+from aptp.core.errors import RequestError
+from aptp.core.manifest import MANIFEST, Manifest
+from aptp.core.slicing import SHARED, share_weights
+from aptp.host import default_host
+from aptp.models import load_pipeline, pipeline_fingerprint
 from aptp.pipeline import RoutedPipeline
+from aptp.plugins.encoders.minilm import package_folder
+from aptp.publishing import _terms, find_bundle
+from aptp.report.tables import methods_table
+from aptp.report.wording import percent
 
 PROMPTS = ["a red star", "the word STOP", "two blue dots"]
 
@@ -20,15 +38,408 @@ def pipe(finished) -> RoutedPipeline:
 
 @pytest.fixture(scope="module")
 def bundle(pipe: RoutedPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle; read it, change nothing in it."""
     folder = tmp_path_factory.mktemp("bundles") / "one"
     pipe.save_pretrained(folder)
     return folder
 
 
+@pytest.fixture
+def copied(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may change."""
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def drawn(pipe: RoutedPipeline, **settings: Any) -> np.ndarray:
+    images = pipe(PROMPTS, num_inference_steps=2, seed=[1, 2, 3], **settings).images
+    return np.stack([np.asarray(image) for image in images])
+
+
 def test_a_bundle_serves_what_its_run_serves(pipe: RoutedPipeline, bundle: Path) -> None:
     own = RoutedPipeline.from_pretrained(bundle, device="cpu")
+    assert str(own.base.config._name_or_path) == str(bundle / "model")
     assert own.route(PROMPTS) == pipe.route(PROMPTS)
     for settings in ({"experts": [0, 1, 2]}, {"dense": True}):
-        drawn, expected = (p(PROMPTS, num_inference_steps=2, seed=[1, 2, 3], **settings) for p in (own, pipe))
-        for image, wanted in zip(drawn.images, expected.images, strict=True):
-            assert np.array_equal(np.asarray(image), np.asarray(wanted))
+        assert np.array_equal(drawn(own, **settings), drawn(pipe, **settings))
+
+
+def test_a_bundle_is_what_its_manifest_names_and_knows_no_folder_of_this_machine(bundle: Path, finished) -> None:
+    files = read(bundle)
+    assert set(Manifest.load(bundle).files) == files.keys() - {MANIFEST}
+    assert {name.split("/")[0] for name in files if "/" in name} == {"router", "experts", "model"}
+    assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".txt", ".md"}
+    for name, content in files.items():
+        if name.endswith((".json", ".md")):
+            assert str(finished.out.parent).encode() not in content, name
+            assert str(Path(finished.config.model).parent).encode() not in content, name
+
+
+def test_a_bundle_of_a_bundle_is_the_same(bundle: Path, tmp_path: Path) -> None:
+    aptp.load(bundle, device="cpu").save_pretrained(tmp_path / "again")
+    assert read(tmp_path / "again") == read(bundle)
+
+
+def test_a_bundle_lies_in_a_new_folder_or_an_empty_one(pipe: RoutedPipeline, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    pipe.save_pretrained(tmp_path / "empty")
+    assert read(tmp_path / "empty") == read(bundle)
+    for place in (bundle, tmp_path / "file"):
+        with pytest.raises(RequestError, match="is there already"):
+            pipe.save_pretrained(place)
+
+
+@pytest.mark.parametrize("last", range(0, 12, 3))
+def test_a_bundle_that_was_stopped_leaves_nothing(
+    pipe: RoutedPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    copy, done = shutil.copyfile, iter(range(last))
+
+    def until(*args: Any) -> None:
+        if next(done, None) is None:
+            raise KeyboardInterrupt
+        copy(*args)
+
+    monkeypatch.setattr(shutil, "copyfile", until)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.save_pretrained(tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_static_pruner_is_a_bundle_too(finished, tmp_path: Path) -> None:
+    static = aptp.load(finished.out / "baselines/magnitude", device="cpu")
+    static.save_pretrained(tmp_path / "bundle")
+    assert np.array_equal(drawn(aptp.load(tmp_path / "bundle", device="cpu")), drawn(static))
+
+
+def test_an_encoder_of_this_machine_travels(finished, bundle: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
+    encoder = Path(shutil.copytree(package_folder(), tmp_path / "words"))
+    own = {"name": "sentence-transformers", "model": str(encoder), "max_tokens": 24}
+    edit(run / "router/router.json", lambda data: data.update(encoder=own))
+    aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
+    shutil.rmtree(encoder)
+    assert json.loads((tmp_path / "bundle/router/router.json").read_text())["encoder"]["model"] == "words"
+    routes = aptp.load(tmp_path / "bundle", device="cpu").route(PROMPTS)
+    assert routes == aptp.load(bundle, device="cpu").route(PROMPTS)
+
+
+def edit(file: Path, change: Callable[[Any], object]) -> None:
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def flipped(file: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "router/router.json",
+        "router/router.safetensors",
+        "router/space.json",
+        "model/model_index.json",
+        "model/scheduler/scheduler_config.json",
+        "model/tokenizer/tokenizer.json",
+        "model/unet/diffusion_pytorch_model.safetensors",
+    ],
+)
+@pytest.mark.parametrize("damage", [flipped, Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
+def test_a_changed_file_is_refused_by_name(copied: Path, name: str, damage: Callable[[Path], object]) -> None:
+    damage(copied / name)
+    with pytest.raises(RequestError, match=f"'{name}'") as caught:
+        aptp.load(copied, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_expert_is_refused_by_name_before_it_draws(copied: Path) -> None:
+    flipped(copied / "experts/01/expert.safetensors")
+    pipe = aptp.load(copied, device="cpu")
+    with pytest.raises(RequestError, match=r"'experts/01/expert\.safetensors' whose content"):
+        pipe("a red star", experts=[1], num_inference_steps=1)
+    assert pipe("a red star", experts=[0], num_inference_steps=1).experts == [0]
+
+
+@pytest.mark.parametrize("name", ["model/unet/diffusion_pytorch_model.bin", "experts/00/expert.pt", "router/hook.py"])
+def test_company_is_refused_by_name(copied: Path, name: str) -> None:
+    (copied / name).write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
+    with pytest.raises(RequestError, match=f"'{name}' which its manifest does not name"):
+        aptp.load(copied, device="cpu")
+
+
+def index(**entries: object) -> Callable[[Path], object]:
+    return lambda folder: edit(folder / "model/model_index.json", lambda data: data.update(entries))
+
+
+def router(**entries: object) -> Callable[[Path], object]:
+    return lambda folder: edit(folder / "router/router.json", lambda data: data.update(entries))
+
+
+def beside(folder: Path) -> None:
+    """Weights that are said to lie in parts, one of them elsewhere."""
+    home = folder / "model/unet"
+    (home / "diffusion_pytorch_model.safetensors").unlink()
+    parts = {"weight_map": {"conv_in.weight": "../../../outside.safetensors"}}
+    (home / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(parts))
+
+
+MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a part of its own code": ("'unet' is", index(unet=["stowaway", "Model"])),
+    "a part of the standard library": ("'unet' is", index(unet=["subprocess", "Popen"])),
+    "a part of another library": ("'vae' is", index(vae=["torch", "load"])),
+    "a part elsewhere": ("'../unet' is", index(**{"../unet": ["diffusers", "UNet2DConditionModel"]})),
+    "a part of three": ("'unet' is", index(unet=["diffusers", "UNet2DConditionModel", "x"])),
+    "a pipeline of its own code": ("no pipeline of diffusers", index(_class_name=["stowaway", "Model"])),
+    "a pipeline of another kind": ("no pipeline of diffusers", index(_class_name="UNet2DConditionModel")),
+    "no pipeline": ("no pipeline of diffusers", index(_class_name=None)),
+    "weights elsewhere": ("in another folder", beside),
+    "an encoder elsewhere": (
+        "lies outside",
+        router(encoder={"name": "sentence-transformers", "model": "/etc", "max_tokens": 24}),
+    ),
+    "an encoder above": (
+        "lies outside",
+        router(encoder={"name": "sentence-transformers", "model": "../words", "max_tokens": 24}),
+    ),
+    "no strategy": ("unknown router", router(router={"name": "stowaway"})),
+    "numbers for names": ("damaged", router(router=3)),
+    "a list": ("damaged", lambda folder: (folder / "router/router.json").write_text("[]")),
+    "endless brackets": ("damaged", lambda folder: (folder / "router/router.json").write_text("[" * 100_000)),
+    "a denoiser that is none": ("no denoiser 'scheduler'", router(component="scheduler")),
+    "a denoiser that is a number": ("no denoiser '3'", router(component=3)),
+    "options in a list": ("damaged", router(call_options=[3])),
+    "no model": ("names no 'model/model_index.json'", lambda folder: shutil.rmtree(folder / "model")),
+    "fewer experts": ("names no 'experts/02/architecture.json'", lambda folder: shutil.rmtree(folder / "experts/02")),
+    "another model": (
+        "its weights have changed",
+        lambda folder: edit(folder / "router/router.json", lambda data: data.update(model_fingerprint="0")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALICE)
+def test_malice_under_a_right_manifest_is_refused(copied: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes a bundle can write its manifest anew; what it asks for is refused all the same, and never run."""
+    words, change = MALICE[name]
+    change(copied)
+    Manifest.of(copied).save()
+    code = "import pathlib\npathlib.Path(__file__).with_name('was_here').touch()\n"
+    (copied / "stowaway.py").write_text(code)
+    monkeypatch.syspath_prepend(copied)
+    with pytest.raises(RequestError, match=words) as caught:
+        aptp.load(copied, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert "stowaway" not in sys.modules
+    assert not (copied / "was_here").exists()
+
+
+@pytest.mark.parametrize("part", ["router", "model", "experts"])
+def test_a_manifest_that_leaves_a_part_out_is_refused(copied: Path, part: str) -> None:
+    def leave_out(data: dict[str, Any]) -> None:
+        data["files"] = {name: entry for name, entry in data["files"].items() if not name.startswith(f"{part}/")}
+
+    edit(copied / MANIFEST, leave_out)
+    with pytest.raises(RequestError, match=f"names no '{part}/"):
+        aptp.load(copied, device="cpu")
+
+
+def test_an_encoder_that_no_manifest_names_is_not_used(copied: Path) -> None:
+    (copied / "encoder").mkdir()
+    assert len(aptp.load(copied, device="cpu").route(PROMPTS)) == 3
+
+
+def test_nothing_is_unpickled(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("something was unpickled"))
+    pipe = aptp.load(bundle, device="cpu")
+    assert len(pipe(PROMPTS, experts=[0, 1, 2], num_inference_steps=1).images) == 3
+
+
+def cached(bundle: Path, home: Path, revision: str = "main") -> Path:
+    """The hub's cache with a bundle in it as `someone/bundle`, as the hub library lays it out: names link to blobs."""
+    repository, commit = home / "models--someone--bundle", "0123456789abcdef0123456789abcdef01234567"
+    for part in ("refs", "blobs", f"snapshots/{commit}"):
+        (repository / part).mkdir(parents=True)
+    (repository / "refs" / revision).write_text(commit)
+    for number, name in enumerate(sorted(read(bundle))):
+        link = repository / "snapshots" / commit / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle / name, repository / "blobs" / str(number))
+        link.symlink_to(repository / "blobs" / str(number))
+    return repository / "snapshots" / commit
+
+
+def test_a_bundle_comes_from_the_hub(
+    bundle: Path, pipe: RoutedPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached(bundle, tmp_path, "v1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    own = RoutedPipeline.from_pretrained("someone/bundle@v1", device="cpu")
+    assert np.array_equal(drawn(own, experts=[0, 1, 2]), drawn(pipe, experts=[0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("someone/none", "bundle 'someone/none' is neither in the hub's cache"),
+        ("/nowhere/at/all", "neither a folder nor a hub name"),
+    ],
+)
+def test_a_bundle_that_is_not_there_is_refused(name: str, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        find_bundle(name)
+
+
+class Hub:
+    """Takes the place of `HfApi`, and keeps what it is given."""
+
+    def __init__(self, token: str | None = None) -> None:
+        Hub.token, Hub.calls = token, []
+
+    def create_repo(self, repo_id: str, **settings: Any) -> SimpleNamespace:
+        Hub.calls.append(("create_repo", settings))
+        return SimpleNamespace(repo_id=f"someone/{repo_id}")
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, **settings: Any) -> SimpleNamespace:
+        Hub.calls.append(("upload_folder", settings))
+        Hub.files = read(Path(folder_path))
+        return SimpleNamespace(repo=repo_id)
+
+
+def test_a_bundle_goes_to_the_hub_in_one_commit(
+    pipe: RoutedPipeline, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    commit = pipe.push_to_hub("bundle", private=True, token="secret", create_pr=True)
+    assert commit.repo == "someone/bundle"
+    assert Hub.token == "secret"
+    assert Hub.files == read(bundle)
+    made, sent = Hub.calls
+    assert made == ("create_repo", {"private": True, "exist_ok": True})
+    assert sent[1] == {"commit_message": "Upload a bundle of aptp", "create_pr": True, "delete_patterns": "*"}
+
+
+def test_a_run_without_a_manifest_is_loaded_as_before(finished) -> None:
+    assert load_bundle(finished.out, default_host()).manifest is None
+
+
+def card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    return card.data.to_dict(), card.text
+
+
+def test_the_card_carries_the_report_s_figures(bundle: Path, finished) -> None:
+    data, text = card_of(bundle)
+    assert data == {
+        "library_name": "aptp",
+        "license": "unknown",
+        "pipeline_tag": "text-to-image",
+        "tags": ["aptp", "pruning", "diffusers"],
+    }
+    _, rows = methods_table(finished.record)
+    for cell in (cell for row in rows for cell in row):
+        assert cell.text in text
+    assert len(rows) == 3
+    for expert in finished.record.experts:
+        assert f"| {expert.index} | {percent(expert.fraction)} |" in text
+    assert "minilm (all-MiniLM-L6-v2" in text
+    assert "no safety checker" in text
+    assert "whose card and licence were not at hand" in text
+
+
+def test_the_base_model_s_licence_travels(finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's cache, where a model has its card and licence."""
+    repository = tmp_path / "models--someone--sd"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(finished.config.model, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(snapshot.name)
+    metadata = "license: other\nlicense_name: open-picture\nlicense_link: LICENSE.md"
+    (snapshot / "README.md").write_text(f"---\n{metadata}\n---\n# A model\n")
+    (snapshot / "LICENSE.md").write_text("Draw no harm.")
+    (snapshot / "sd.ckpt").write_bytes(b"\x80")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
+    edit(run / "router/router.json", lambda data: data.update(model="someone/sd"))
+    aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
+    assert (tmp_path / "bundle/model/LICENSE.md").read_text() == "Draw no harm."
+    assert not (tmp_path / "bundle/model/sd.ckpt").exists()
+    data, text = card_of(tmp_path / "bundle")
+    assert data["base_model"] == "someone/sd"
+    assert (data["license"], data["license_name"]) == ("other", "open-picture")
+    assert data["license_link"] == "model/LICENSE.md"
+    assert "with LICENSE.md and README.md" in text
+
+
+def test_the_licence_travels_with_an_adapted_model_too(finished, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(finished.config.model, tmp_path / "sd"))
+    (base / "README.md").write_text("---\nlicense: openrail\n---\n# A model\n")
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
+    edit(run / "router/router.json", lambda data: data.update(model=str(base)))
+    shutil.copytree(finished.config.model, run / "model")  # as adaptation leaves it, without a card
+    aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
+    assert (tmp_path / "bundle/model/README.md").read_bytes() == (base / "README.md").read_bytes()
+    assert card_of(tmp_path / "bundle")[0]["license"] == "openrail"
+
+
+def test_a_safety_checker_travels(finished, tmp_path: Path) -> None:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    model = Path(shutil.copytree(finished.config.model, tmp_path / "sd"))
+    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=tiny, vision_config=tiny | {"image_size": 8, "patch_size": 4}, projection_dim=8)
+    StableDiffusionSafetyChecker(config).save_pretrained(model / "safety_checker")
+    CLIPImageProcessor(size=8, crop_size=8).save_pretrained(model / "feature_extractor")
+    entries = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    edit(model / "model_index.json", lambda data: data.update(entries))
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
+    print_of = pipeline_fingerprint(load_pipeline(str(model), torch.device("cpu")))
+    edit(run / "router/router.json", lambda data: data.update(model=str(model), model_fingerprint=print_of))
+    aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
+    own = aptp.load(tmp_path / "bundle", device="cpu")
+    assert type(own.base.safety_checker) is StableDiffusionSafetyChecker
+    assert "sees every picture" in card_of(tmp_path / "bundle")[1]
+
+
+@pytest.mark.parametrize("metadata", ["", "---\nlicense: [\n---\n", "---\n- a\n---\n", "---\nlicense: 3\n---\n"])
+def test_a_base_model_s_broken_card_is_no_obstacle(pipe: RoutedPipeline, tmp_path: Path, metadata: str) -> None:
+    (tmp_path / "README.md").write_text(f"{metadata}# A model\n")
+    assert isinstance(_terms(tmp_path), dict)
+
+
+def test_without_a_record_the_card_has_no_figures(finished, tmp_path: Path) -> None:
+    for part in ("router", "experts"):
+        shutil.copytree(finished.out / part, tmp_path / "run" / part)
+    aptp.load(tmp_path / "run", device="cpu").save_pretrained(tmp_path / "bundle")
+    assert "## Figures" not in card_of(tmp_path / "bundle")[1]
+
+
+def test_experts_that_share_their_weights_travel_as_one_set(finished, pipe: RoutedPipeline, tmp_path: Path) -> None:
+    """As a run leaves them whose recovery was all joint; here the weights are the dense model's."""
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
+    share_weights(pipe.dense, run / "experts")
+    aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
+    names = [name for name in Manifest.load(tmp_path / "bundle").files if name.startswith("experts/")]
+    assert [name for name in names if name.endswith(".safetensors")] == [f"experts/{SHARED}"]
+    assert "All are slices of one set of weights" in card_of(tmp_path / "bundle")[1]
+    own = aptp.load(tmp_path / "bundle", device="cpu")
+    architecture = aptp.Architecture.load(tmp_path / "bundle/experts/01/architecture.json")
+    sliced = aptp.slice(pipe.dense, architecture.space, architecture).state_dict()
+    assert all(torch.equal(value, sliced[name]) for name, value in own.expert(1).state_dict().items())
+    flipped(tmp_path / f"bundle/experts/{SHARED}")
+    with pytest.raises(RequestError, match=r"shared\.safetensors' whose content"):
+        aptp.load(tmp_path / "bundle", device="cpu").expert(0)

@@ -41,8 +41,8 @@ class Manifest:
     @classmethod
     def of(cls, folder: Path) -> Manifest:
         """Of all files that `folder` has now."""
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        return cls(folder, {name: ((folder / name).stat().st_size, sha256(folder / name)) for name in names})
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+        return cls(folder, {p.relative_to(folder).as_posix(): (p.stat().st_size, sha256(p)) for p in paths})
 
     def save(self) -> None:
         """Write it into the folder."""
@@ -80,6 +80,14 @@ class Manifest:
         if file.suffix == ".json" and size > LARGEST_JSON:
             raise self._refusal(name, f"which is larger ({size:,} bytes) than a configuration may be")
 
+    def require(self, *names: str) -> None:
+        """Raise `RequestError` for the first file that it does not name."""
+        for name in names:
+            if name not in self.files:
+                raise RequestError(
+                    f"{str(self.folder / MANIFEST)!r} names no {name!r}, without which there is no bundle."
+                )
+
     def verify(self, *parts: str) -> None:
         """Compare the SHA-256 of the files `parts`, and of those in the folders `parts`; of each file once.
 
@@ -103,8 +111,8 @@ class Manifest:
         return hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 
-def is_shared(path: Path) -> bool:
-    """Whether a file is of a kind that bundles have."""
+def may_travel(path: Path) -> bool:
+    """Whether a file is of a kind that a bundle may have."""
     return path.is_file() and path.suffix in SUFFIXES and ".bin" not in path.suffixes
 
 

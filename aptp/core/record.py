@@ -73,6 +73,8 @@ class Result(_Part):
     training_seconds: float
     latency_ms: float | None = None
     peak_memory_mb: float | None = None
+    disk_mb: float | None = None
+    """Weights of all its denoisers in files (10⁶ bytes), those that experts share once."""
     teacher_error: float | None = None
     """Mean squared error of the denoiser's output against the dense one on validation latents."""
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -119,14 +119,31 @@ def _resize(sliced: nn.Module, site: Part, kept: int) -> None:
 
 def save_expert(expert: nn.Module, architecture: Architecture, folder: str | Path) -> None:
     """Write an expert: the dense model's config, the architecture, and the weights as safetensors."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", json.loads(expert.to_json_string()))
+    config = json.loads(expert.to_json_string())
+    config.pop("_name_or_path", None)  # a place on this machine
+    write_json(folder / "config.json", config)
     architecture.save(folder / "architecture.json")
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in expert.state_dict().items()}, temporary)
+    _save_weights(expert, folder / WEIGHTS)
+
+
+def share_weights(module: nn.Module, folder: str | Path) -> None:
+    """Have all experts in the folders of `folder` be slices of `module`, whose weights are written once.
+
+    `load_expert` cuts an expert out when it is asked for; weights of the experts' own are removed.
+    """
+    folder = Path(folder)
+    _save_weights(module, folder / SHARED)
+    for own in folder.glob(f"*/{WEIGHTS}"):
+        own.unlink()
+
+
+def _save_weights(module: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
 
 
 def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
@@ -155,11 +172,11 @@ def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
             raise RequestError(f"{str(folder)!r} names {config['_class_name']!r}, which is no diffusers model.")
         with init_empty_weights():
             expert = family.from_config(config)
-        shared = (folder.parent / SHARED).is_file() and not (folder / WEIGHTS).is_file()
-        if shared:
-            expert.load_state_dict(load_file(folder.parent / SHARED), strict=True, assign=True)
+        shared = folder.parent / SHARED
+        if together := shared.is_file():
+            expert.load_state_dict(load_file(shared), strict=True, assign=True)
         expert = slice(expert, architecture.space, architecture)
-        if not shared:
+        if not together:
             expert.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
     except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RequestError(f"the expert in {str(folder)!r} is damaged: {gist(error)}") from error

@@ -21,6 +21,7 @@ from aptp.core.metric import GenerationBatch
 from aptp.core.record import Result
 from aptp.core.router import load_of, perplexity, serve
 from aptp.core.timing import latencies_ms, repeated
+from aptp.experts import size_of
 from aptp.harness.clusters import nmi
 from aptp.harness.data import fit
 from aptp.harness.measure import BATCH, peak_memory_mb
@@ -169,6 +170,7 @@ def _dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -
         search_steps=0,
         training_seconds=0.0,
         peak_memory_mb=peak_memory_mb(work.denoiser, work.dense, *size),
+        disk_mb=size_of(work.dense) / 1e6,
         teacher_error=0.0,
         metrics=metrics_of(work, folder, questions, experts),
         samples="samples/dense",
@@ -223,6 +225,7 @@ def method_result(
         search_steps=work.config.search.steps if work.learns else 0,
         training_seconds=seconds,
         peak_memory_mb=mean(lambda i: peak_memory_mb(work.denoiser, pipe.expert(i), *size)),
+        disk_mb=sum(path.stat().st_size for path in pipe.bundle.weights) / 1e6,
         teacher_error=teacher_error,
         metrics=metrics_of(work, folder, questions, experts),
         samples=f"samples/{name}",

@@ -1,8 +1,8 @@
 """Recovery: experts are fine-tuned on the prompts that the router sends them, with the dense model as teacher.
 
 Phase `joint` trains one set of weights under all codes, each prompt through its own expert's gates; phase `own` slices
-it and trains each expert apart. By default the steps are shared by all, so that N experts cost what one static model
-costs; `steps.py` says how.
+it and trains each expert apart. Where all steps are joint, the experts stay slices of the one set, which is kept once.
+By default the steps are shared by all, so that N experts cost what one static model costs; `steps.py` says how.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.gates import gated
 from aptp.core.router import load_of, serve
-from aptp.core.slicing import load_expert, save_expert, slice
+from aptp.core.slicing import load_expert, save_expert, share_weights, slice
 from aptp.harness.fresh import fresh_share, renew
 from aptp.harness.low_rank import low_rank
 from aptp.harness.search import Found
@@ -80,7 +80,9 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             together = copy.deepcopy(work.dense)
             gates = torch.stack([architecture.gates for architecture in architectures])[route]
             _train(work, together, "joint", torch.arange(len(route)), joint, observe("all experts", 0), gates)
-            for index, architecture in enumerate(architectures):
+            if joint == total and distributed.is_main():
+                share_weights(together, work.path("experts"))
+            for index, architecture in enumerate(architectures) if joint < total else ():
                 own = work.path(f"checkpoints/recover-{index:02d}.safetensors")
                 if distributed.is_main() and not (own.exists() or before(own).exists()):
                     expert = slice(together, work.space, architecture)

@@ -58,6 +58,7 @@ class Measure:
 
 LATENCY = Measure("latency_ms", "latency", "8 inputs", True, lambda r: r.latency_ms)
 MEMORY = Measure("peak_memory_mb", "peak memory", "of that call", True, lambda r: r.peak_memory_mb)
+DISK = Measure("disk_mb", "on disk", "weights of all experts", True, lambda r: r.disk_mb)
 TEACHER_ERROR = Measure("teacher_error", "teacher error", "MSE to dense", True, lambda r: r.teacher_error)
 
 

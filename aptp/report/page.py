@@ -6,8 +6,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from aptp.core.files import write_text
 from aptp.core.record import Record
 from aptp.report import routing, tables, wording
@@ -15,6 +13,7 @@ from aptp.report.anatomy_figure import architecture_picture, legend
 from aptp.report.figures import budget_picture, kinds_picture, recovery_picture, search_picture
 from aptp.report.pictures import gallery_of
 from aptp.report.reading import Run, read_run
+from aptp.report.rendering import environment
 
 
 def write_report(run: Path) -> Path:
@@ -30,11 +29,8 @@ def write_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as HTML. Every text of the run is escaped."""
-    folder = files("aptp.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    return template.render(style=style, **_contents(run))
+    style = (files("aptp.report") / "page.css").read_text(encoding="utf-8")
+    return environment(html=True).get_template("page.html").render(style=style, **_contents(run))
 
 
 def _contents(run: Run) -> dict[str, Any]:

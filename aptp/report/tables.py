@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aptp.core.record import Record, Result
-from aptp.report.measures import LATENCY, MEMORY, Measure, dense_of, method_of, pruned_of, quality_measures
+from aptp.report.measures import DISK, LATENCY, MEMORY, Measure, dense_of, method_of, pruned_of, quality_measures
 from aptp.report.wording import amount, change, duration, number, percent, plural
 
 LATENCY_BATCH = 8
@@ -63,7 +63,7 @@ def methods_table(record: Record) -> tuple[list[Head], list[list[Cell]]]:
 
 
 def _measured(record: Record) -> list[Measure]:
-    return [m for m in (LATENCY, MEMORY) if any(m.of(result) is not None for result in record.results)]
+    return [m for m in (LATENCY, MEMORY, DISK) if any(m.of(result) is not None for result in record.results)]
 
 
 def _head(measure: Measure, results: list[Result]) -> Head:
@@ -77,7 +77,7 @@ def _head(measure: Measure, results: list[Result]) -> Head:
 def _figure(measure: Measure, result: Result, dense: Result | None, best: list[Result], results: list[Result]) -> Cell:
     value, notes = measure.of(result), []
     text = number(value)
-    if value is not None and measure in (LATENCY, MEMORY):
+    if value is not None and measure in (LATENCY, MEMORY, DISK):
         text += " ms" if measure is LATENCY else " MB"
         base = measure.of(dense) if dense else None
         if base and result is not dense:

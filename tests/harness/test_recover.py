@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
-from aptp.core.slicing import load_expert, slice
+from aptp.core.slicing import SHARED, load_expert, save_expert, slice
 from aptp.harness.fresh import changed
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found
@@ -71,6 +73,23 @@ def test_an_expert_that_serves_nobody_keeps_its_slice(open_work) -> None:
     assert not equal(expert(work, 1), sliced(work, begun.architectures[1]))
     lines = [json.loads(line) for line in work.path("logs/recover.jsonl").read_text().splitlines()]
     assert [line["expert"] for line in lines] == [1, 1, 1]
+
+
+def test_where_all_is_joint_experts_are_slices_of_one_set(open_work) -> None:
+    work = open_work(experts=2, recover={"steps": 3, "joint": 1.0})
+    begun = found(work, 2)
+    make_experts(work, begun)
+    assert recover(work, begun.architectures, send_all_to(work, 1)) == 3
+    files = [path.relative_to(work.path("experts")).as_posix() for path in work.path("experts").rglob("*.safetensors")]
+    assert files == [SHARED]
+    together = copy.deepcopy(work.dense)
+    together.load_state_dict(load_file(work.path(f"experts/{SHARED}")))
+    assert not equal(together.state_dict(), work.dense.state_dict())
+    for index, architecture in enumerate(begun.architectures):
+        own = slice(together, work.space, architecture)
+        assert equal(expert(work, index), own.state_dict())
+        save_expert(own, architecture, work.path("apart/experts/00"))  # as it is with weights of its own
+        assert equal(load_expert(work.path("apart/experts/00")).state_dict(), own.state_dict())
 
 
 def test_one_expert_has_no_joint_phase(open_work) -> None:

@@ -299,7 +299,9 @@ def training_table(comparison: Comparison, setting: Setting) -> Grid:
 
 
 def _disk_mb(trial: Trial) -> float | None:
-    """Size of a trial's experts (10⁶ bytes), where its run directory is at hand."""
+    """Size of a trial's experts (10⁶ bytes), where its record has it or its run directory is at hand."""
+    if trial.result.disk_mb is not None:
+        return trial.result.disk_mb
     source = trial.source
     place = source.path("experts" if trial.own else f"baselines/{trial.result.name}/experts")
     if source.folder is None or place is None:

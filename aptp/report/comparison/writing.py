@@ -6,13 +6,10 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from aptp.core.files import write_text
 from aptp.report.comparison import charts, maps, tables
@@ -23,6 +20,7 @@ from aptp.report.comparison.phrases import setting_title, unit_of
 from aptp.report.comparison.protocols import differences_of
 from aptp.report.comparison.trials import EQUAL_COST, Comparison, Setting, Trial
 from aptp.report.comparison.verdict import verdicts
+from aptp.report.rendering import environment
 from aptp.report.wording import listed, moment, percent, plural
 from aptp.report.wording import protocol as recovery_steps
 
@@ -48,17 +46,8 @@ def write_comparison(comparison: Comparison, out: Path, command: str) -> Path:
 
 
 def _rendered(name: str, told: Mapping[str, Any], html: bool) -> str:
-    environment = Environment(autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["literal"] = _literal
-    template = environment.from_string((files("aptp.report.comparison") / name).read_text(encoding="utf-8"))
     style = (files("aptp.report") / "page.css").read_text(encoding="utf-8") if html else ""
-    return template.render(style=style, **told)
-
-
-def _literal(text: object) -> str:
-    """A text of which Markdown makes nothing, on one line."""
-    plain = " ".join(str(text).splitlines()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`\[|])", r"\\\1", plain)
+    return environment(html).get_template(f"comparison/{name}").render(style=style, **told)
 
 
 def _contents(comparison: Comparison, command: str) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def test_a_graph_is_exported_with_the_line_that_loads_it(finished, tmp_path: Pat
     ("flags", "words"),
     [
         (["--expert", "3"], "there is no expert 3;"),
-        (["--expert", "-1"], "-1 is not in the range"),
-        (["--expert", "one"], "'one' is not a valid"),
+        (["--expert", "-1"], "there is no expert -1;"),
+        (["--expert", "one"], "should be a valid integer"),
         (["--format", "onnx"], "--format onnx is for one expert; name it with --expert."),
         (["--expert", "1", "--format", "gguf"], "'gguf' is not one of"),
     ],

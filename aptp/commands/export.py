@@ -23,7 +23,7 @@ class Format(StrEnum):
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of a bundle.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; a new one, or an empty one.")],
-    expert: Annotated[int | None, typer.Option(min=0, help="One expert alone, instead of the whole bundle.")] = None,
+    expert: Annotated[int | None, typer.Option(help="One expert alone, instead of the whole bundle.")] = None,
     form: Annotated[
         Format, typer.Option("--format", help="Of an expert: a diffusers model, or a graph of ONNX or torch.export.")
     ] = Format.diffusers,

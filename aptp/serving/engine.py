@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from aptp.bundle import Bundle
-from aptp.core.manifest import Manifest, is_shared, sha256
+from aptp.core.manifest import Manifest, may_travel, sha256
 from aptp.pipeline import RoutedPipeline
 from aptp.routing import Route
 
@@ -101,7 +101,7 @@ def revision_of(bundle: Bundle) -> str:
     if bundle.manifest:
         return bundle.manifest.revision
     files = [
-        path for part in ("router", "experts") for path in sorted((bundle.folder / part).rglob("*")) if is_shared(path)
+        path for part in ("router", "experts") for path in sorted((bundle.folder / part).rglob("*")) if may_travel(path)
     ]
     listed = {path.relative_to(bundle.folder).as_posix(): (path.stat().st_size, sha256(path)) for path in files}
     return Manifest(bundle.folder, listed).revision

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from aptp.core.errors import RequestError
 from aptp.harness import plan
 from aptp.host import default_host
-from aptp.models import device_of, find_model, fingerprint, load_pipeline, pipeline_fingerprint
+from aptp.models import device_of, find_model, fingerprint, load_pipeline, pipeline_files, pipeline_fingerprint
 
 CPU = torch.device("cpu")
 
@@ -118,6 +118,26 @@ def test_half_precision_weights_are_taken_where_there_are_no_others(model: Path)
     found = load_pipeline(str(model), CPU)
     assert found.unet.dtype == torch.float32
     assert torch.equal(found.unet.conv_in.weight, dense.half().float())
+
+
+def test_the_files_of_a_pipeline_are_those_that_are_loaded(model: Path) -> None:
+    whole = pipeline_files(model)
+    assert set(whole) == {path.relative_to(model) for path in model.rglob("*") if path.is_file()}
+    unet = model / "unet"
+    for name in (
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.bin",
+        "loader.py",
+        ".hidden.json",
+    ):
+        (unet / name).touch()
+    (model / "sd.safetensors").touch()
+    (model / "unused").mkdir()
+    (model / "unused/config.json").touch()
+    assert pipeline_files(model) == whole
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    half = Path("unet/diffusion_pytorch_model.fp16.safetensors")
+    assert set(pipeline_files(model)) == {half, *whole} - {half.with_name("diffusion_pytorch_model.safetensors")}
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])

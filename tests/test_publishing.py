@@ -218,6 +218,10 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a denoiser that is a number": ("no denoiser '3'", router(component=3)),
     "options in a list": ("damaged", router(call_options=[3])),
     "no model": ("names no 'model/model_index.json'", lambda folder: shutil.rmtree(folder / "model")),
+    "gates without end": (
+        "at most 16,777,216 gates",
+        lambda folder: edit(folder / "router/space.json", lambda data: data["sites"][0].update(units=10**15)),
+    ),
     "fewer experts": ("names no 'experts/02/architecture.json'", lambda folder: shutil.rmtree(folder / "experts/02")),
     "another model": (
         "its weights have changed",

@@ -20,6 +20,9 @@ from aptp.core.files import write_json
 FORMAT = 1
 """Of the file that `Architecture.save` writes."""
 
+MOST_GATES = 2**24
+"""Of a search space; the largest models have some thousands. A file that names more is not read into memory."""
+
 GateSite = Part
 """A site is a part that a granularity chose to gate."""
 
@@ -36,6 +39,8 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if not self.sites:
             raise RequestError("the search space is empty: this granularity finds nothing to gate in this denoiser.")
+        if self.num_gates > MOST_GATES:
+            raise RequestError(f"a search space has at most {MOST_GATES:,} gates, not {self.num_gates:,}.")
 
     @cached_property
     def num_gates(self) -> int:

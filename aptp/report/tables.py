@@ -118,10 +118,14 @@ def key_figures(record: Record) -> list[tuple[str, str, str]]:
         figures.append(("time of a call", change(method.latency_ms, dense.latency_ms), "against dense"))
     if dense and dense.peak_memory_mb and method.peak_memory_mb:
         figures.append(("peak memory", change(method.peak_memory_mb, dense.peak_memory_mb), "against dense"))
-    if record.experts:
+    count = plural(len(record.experts), "expert")
+    if record.experts and method.disk_mb:
+        of_dense = f"dense: {number(dense.disk_mb)} MB" if dense else ""
+        figures.append((f"{count} on disk", f"{number(method.disk_mb)} MB", of_dense))
+    elif record.experts:
         in_all = sum(expert.parameters for expert in record.experts)
         of_dense = f"dense: {amount(dense.parameters)}" if dense else ""
-        figures.append((f"parameters of {plural(len(record.experts), 'expert')} in all", amount(in_all), of_dense))
+        figures.append((f"parameters of {count} in all", amount(in_all), of_dense))
     return figures
 
 

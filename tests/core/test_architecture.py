@@ -49,6 +49,8 @@ def test_what_describes_a_space_is_all_of_its_sites():
 def test_an_empty_space_is_refused():
     with pytest.raises(RequestError, match="nothing to gate"):
         SearchSpace(())
+    with pytest.raises(RequestError, match="at most 16,777,216 gates, not 1,000,000,000,003"):
+        space_of(3, 10**12)
 
 
 @pytest.mark.parametrize(("blocks", "order"), [(0, []), (1, [0]), (2, [1, 0]), (5, [4, 0, 3, 1, 2])])

@@ -211,6 +211,7 @@ DAMAGE = {
     "chunks that do not divide": _first_cut(chunks=7),
     "units that do not divide": _first_site(units=10**6, kind="attention_heads", cuts=[]),
     "units that are no number": _first_site(units="many"),
+    "units without end": _first_site(units=10**15),
     "an unknown kind": _first_site(kind="soul"),
     "an unknown field": _first_site(colour="red"),
 }

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from aptp.core.record import Record, Result
 from aptp.report import summary_table
-from aptp.report.measures import metric_measures
-from aptp.report.tables import experts_table, methods_table, payback
+from aptp.report.measures import method_of, metric_measures
+from aptp.report.tables import experts_table, key_figures, methods_table, payback
 from aptp.report.wording import alike, amount, conclusion, duration, number, reach, signed
 
 
@@ -102,6 +102,13 @@ def test_payback_counts_calls_with_guidance(record: Record) -> None:
     dense, method = record.results[:2]
     saved = 30 * (dense.latency_ms - method.latency_ms) / 8 / 1000
     assert f"about {round(method.training_seconds / saved):,} pictures" in payback(record)
+
+
+def test_what_experts_take_on_disk_is_a_key_figure_where_it_is_known(record: Record) -> None:
+    assert "parameters of" in key_figures(record)[-1][0]
+    record.results[0].disk_mb, method_of(record).disk_mb = 16.6, 28.0
+    count = len(record.experts)
+    assert key_figures(record)[-1] == (f"{count} experts on disk", "28.0 MB", "dense: 16.6 MB")
 
 
 def test_metrics_of_strangers_are_read_by_their_companions() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def aptp(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The program `aptp` of a fresh environment that holds aptp and the example.
+    """The program `aptp` of a fresh environment that holds aptp and the examples.
 
     Their libraries are those of this environment, by a path file; nothing is downloaded.
     """
@@ -34,7 +34,7 @@ def aptp(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ours = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (site / "libraries.pth").write_text("".join(f"{path}\n" for path in ours))
     sources = [_copied(home, "aptp", ROOT, ("aptp", "pyproject.toml", "README.md", "LICENSE"))]
-    sources.append(_copied(home, "example", ROOT / "examples" / "aptp-prompt-length"))
+    sources += [_copied(home, name, ROOT / "examples" / name) for name in ("aptp-prompt-length", "aptp-auraflow")]
     install = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed"]
     _run([sys.executable, "-m", "pip", "--python", python, *install, *sources])
 
@@ -66,10 +66,13 @@ def _run(command: list, cwd: Path | None = None) -> subprocess.CompletedProcess:
     return done
 
 
-def test_router_is_listed_with_its_package(aptp: Run) -> None:
-    row = next(line for line in aptp("plugins", "list").stdout.splitlines() if " length " in line)
-    assert row.split()[:2] == ["router", "length"]
-    assert "aptp-prompt-length 0.1.0" in row
+@pytest.mark.parametrize(
+    ("kind", "name", "package"), [("router", "length", "aptp-prompt-length"), ("denoiser", "auraflow", "aptp-auraflow")]
+)
+def test_what_a_package_brings_is_listed_with_it(aptp: Run, kind: str, name: str, package: str) -> None:
+    row = next(line for line in aptp("plugins", "list").stdout.splitlines() if f" {name} " in line)
+    assert row.split()[:2] == [kind, name]
+    assert f"{package} 0.1.0" in row
 
 
 def test_options_are_shown(aptp: Run) -> None:

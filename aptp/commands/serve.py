@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +10,9 @@ import typer
 
 from aptp.commands.failing import Debug, checking, working
 from aptp.core.errors import RequestError
+from aptp.serving.access import KEY, bind, is_loopback, read_key
 from aptp.serving.limits import Limits
 
-KEY = "APTP_API_KEY"
-SHORTEST_KEY = 16
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 """Modules of the extra, and the packages that bring them."""
 DEFAULT = Limits()
@@ -48,7 +46,7 @@ def serve(
     """Serve a finished run, or a bundle, over HTTP, as OpenAI's images endpoint, until SIGTERM or Ctrl-C."""
     if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
         raise RequestError(f"aptp serve needs {', '.join(missing)}, not installed; pip install 'aptp[serve]'.")
-    key = _key(key_file)
+    key = read_key(key_file)
     if steps > max_steps:
         raise RequestError(f"--steps {steps} is more than --max-steps {max_steps}; raise that, or ask for fewer.")
     if max_count > queue:
@@ -65,8 +63,6 @@ def serve(
         guidance=guidance,
     )
     with checking():
-        from aptp.serving.address import bind, is_loopback
-
         bound = bind(host, port)
         if key is None and not is_loopback(bound):
             raise RequestError(f"--host {host} lets others in, so it needs an API key: set {KEY}, or --api-key-file.")
@@ -82,20 +78,3 @@ def serve(
         service = Service(LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run)), limits)
         app = create_app(service, key=key, hosts=LOOPBACK | {host.lower()})
         Server(app, service, Terminal().say).run([bound])
-
-
-def _key(file: Path | None) -> str | None:
-    """The API key, from a file or from the environment; never on the command line, which others can read."""
-    if file is None:
-        key, source = os.environ.get(KEY), KEY
-    else:
-        source = f"--api-key-file {str(file)!r}"
-        try:
-            key = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"{source} cannot be read as text; name a file that holds the key.") from error
-    if key is None:
-        return None
-    if len(key) < SHORTEST_KEY or not (key.isascii() and key.isprintable()) or " " in key:
-        raise RequestError(f"{source} holds no good API key; {SHORTEST_KEY} or more ASCII characters, no spaces.")
-    return key

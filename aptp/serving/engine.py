@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,6 +43,12 @@ class Engine(ABC):
     costs: Sequence[float]
     size: str
     """Of its pictures, as WIDTHxHEIGHT."""
+    width: int = 1
+    """How many batches of a lane it draws at once."""
+
+    def lane(self, manner: Manner) -> Hashable:
+        """Where a batch is drawn; here all batches are drawn in one place."""
+        return None
 
     @abstractmethod
     async def route(self, prompt: str) -> Route:

@@ -36,7 +36,9 @@ class Service:
         self.closing = False
         self.taken = 0
         """Pictures taken and not yet answered."""
-        self._batcher: Batcher[Manner, Sketch, bytes] = Batcher(self._draw, size=limits.batch, wait=limits.wait)
+        self._batcher: Batcher[Manner, Sketch, bytes] = Batcher(
+            self._draw, size=limits.batch, wait=limits.wait, lane=engine.lane, width=engine.width
+        )
         self._pace = 0.0
         """Seconds a picture, lately."""
         self.metrics.info.info({"model": engine.name, "revision": engine.revision})

@@ -122,6 +122,31 @@ def test_what_comes_in_time_joins_the_batch() -> None:
     assert hand.batches == [("a", [1, 2])]
 
 
+def test_lanes_do_not_wait_for_each_other() -> None:
+    started: list[str] = []
+
+    async def work(key: str, items: Sequence[int]) -> Sequence[int]:
+        started.append(key)
+        if key == "slow":
+            await never
+        return items
+
+    batcher = Batcher(work, size=1, wait=0, lane=lambda key: key, width=2)
+    never: asyncio.Future
+
+    async def script() -> None:
+        nonlocal never
+        never = asyncio.get_running_loop().create_future()
+        slow = [batcher.put("slow", number) for number in range(3)]
+        assert await asyncio.gather(*(batcher.put("quick", number) for number in range(3))) == [0, 1, 2]
+        assert started.count("slow") == 2, "as many as the lane is wide"
+        never.set_result(None)
+        await asyncio.gather(*slow)
+
+    carried_out(batcher, script)
+    assert sorted(started) == ["quick"] * 3 + ["slow"] * 3
+
+
 def test_what_is_withdrawn_in_time_is_not_worked_on() -> None:
     hand = Hand(held=True)
     batcher = Batcher(hand, size=2, wait=0)

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from aptp.core.errors import RequestError
-from aptp.serving.address import bind, is_loopback
+from aptp.serving.access import bind, is_loopback
 from aptp.serving.app import create_app
 from aptp.serving.server import Server
 from aptp.serving.service import Service

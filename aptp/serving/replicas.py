@@ -1,0 +1,113 @@
+"""The same application on a Ray cluster: each expert has replicas of its own. Needs the extra `aptp[ray]`.
+
+serve run aptp.serving.replicas:application run=runs/demo replicas=2
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from aptp.bundle import Bundle, load_finished
+from aptp.core.options import Options
+from aptp.host import default_host
+from aptp.pipeline import RoutedPipeline
+from aptp.publishing import find_bundle
+from aptp.routing import Route, read, route
+from aptp.serving.access import read_key
+from aptp.serving.app import create_app
+from aptp.serving.engine import Engine, LocalEngine, Manner, Sketch, revision_of
+from aptp.serving.limits import Limits
+from aptp.serving.service import Service
+
+DEFAULT = Limits()
+
+
+class Settings(Options):
+    """What an application is asked for; `serve run` takes these as NAME=VALUE."""
+
+    run: str = Field(description="folder of a finished run or a bundle, as all nodes see it, or a hub name")
+    replicas: int = Field(1, ge=1, description="of each expert")
+    cpus: float = Field(1, ge=0, description="of a replica")
+    gpus: float = Field(0, ge=0, description="of a replica")
+    batch: int = Field(DEFAULT.batch, ge=1, description="pictures drawn at a time by a replica")
+    wait: float = Field(DEFAULT.wait, ge=0, description="seconds that a picture waits, at most, for others")
+    queue: int = Field(DEFAULT.queue, ge=DEFAULT.max_count, description="pictures taken and not yet answered")
+    timeout: float = Field(DEFAULT.timeout, gt=0, description="seconds from a request to its answer")
+
+
+class Hand:
+    """A replica of one expert. It holds the dense model, too: a pipeline has it."""
+
+    def __init__(self, run: str, expert: int) -> None:
+        self.engine = LocalEngine(RoutedPipeline.from_pretrained(run), run)
+        self.engine.pipe.expert(expert)  # before the first request
+
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+        """One PNG a sketch, in their order."""
+        return await self.engine.draw(manner, sketches)
+
+    async def size(self) -> str:
+        """Of its pictures, as WIDTHxHEIGHT."""
+        return self.engine.size
+
+
+class Distributed(Engine):
+    """Routes here, and has each batch drawn by a replica of its expert."""
+
+    def __init__(self, bundle: Bundle, name: str, size: str, hands: Sequence[DeploymentHandle], replicas: int) -> None:
+        self.bundle, self.name, self.size, self.hands, self.width = bundle, name, size, hands, replicas
+        self.revision, self.costs = revision_of(bundle), bundle.fractions
+        self._router = ThreadPoolExecutor(1, "aptp-route")
+
+    def lane(self, manner: Manner) -> Hashable:
+        return manner.expert
+
+    async def route(self, prompt: str) -> Route:
+        (found,) = await asyncio.get_running_loop().run_in_executor(
+            self._router, lambda: route(self.bundle, read(self.bundle, [prompt]))
+        )
+        return found
+
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+        return await self.hands[manner.expert].draw.remote(manner, sketches)
+
+    def close(self) -> None:
+        self._router.shutdown(cancel_futures=True)
+
+
+@serve.ingress()
+class Front:
+    """Takes requests on, routes them, and makes batches. There is one: it knows all that wait."""
+
+    async def __init__(self, settings: Settings, hands: Sequence[DeploymentHandle]) -> None:
+        folder = find_bundle(settings.run)
+        bundle, size = load_finished(folder, default_host()), await hands[0].size.remote()
+        engine = Distributed(bundle, folder.resolve().name, size, hands, settings.replicas)
+        limits = Limits(batch=settings.batch, wait=settings.wait, queue=settings.queue, timeout=settings.timeout)
+        self.service = Service(engine, limits)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_app(self.service, key=read_key(None))
+
+
+def application(settings: Settings) -> Application:
+    """The application for `serve run`, `serve build` and `ray.serve.run`.
+
+    An API key is read from `APTP_API_KEY` on the node of the front; without one, requests must name `localhost`.
+    """
+    bundle = load_finished(find_bundle(settings.run), default_host())
+    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
+    hand = serve.deployment(Hand, num_replicas=settings.replicas, max_ongoing_requests=1, ray_actor_options=options)
+    hands = [
+        hand.options(name=f"expert-{index:02d}").bind(settings.run, index) for index in range(len(bundle.fractions))
+    ]
+    front = serve.deployment(Front, max_ongoing_requests=settings.queue + 100)
+    return front.options(name="front").bind(settings, hands)

@@ -35,7 +35,7 @@ class Settings(Options):
 
     run: str = Field(description="folder of a finished run or a bundle, as all nodes see it, or a hub name")
     replicas: int = Field(1, ge=1, description="of each expert")
-    cpus: float = Field(1, ge=0, description="of a replica")
+    cpus: float = Field(1, ge=0, description="of a replica, and of the front")
     gpus: float = Field(0, ge=0, description="of a replica")
     batch: int = Field(DEFAULT.batch, ge=1, description="pictures drawn at a time by a replica")
     wait: float = Field(DEFAULT.wait, ge=0, description="seconds that a picture waits, at most, for others")
@@ -109,5 +109,7 @@ def application(settings: Settings) -> Application:
     hands = [
         hand.options(name=f"expert-{index:02d}").bind(settings.run, index) for index in range(len(bundle.fractions))
     ]
-    front = serve.deployment(Front, max_ongoing_requests=settings.queue + 100)
+    front = serve.deployment(
+        Front, max_ongoing_requests=settings.queue + 100, ray_actor_options={"num_cpus": settings.cpus}
+    )
     return front.options(name="front").bind(settings, hands)

@@ -1,4 +1,4 @@
-"""The application on a Ray cluster of this machine: every expert draws in processes of its own."""
+"""The application on a Ray cluster of two nodes on this machine: every expert draws in processes of its own."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ PROMPTS = ["a red star", "the word STOP", "a blue dot left of a green ring", "st
 
 
 @pytest.fixture(scope="module")
-def url(finished) -> Iterator[str]:
+def url(finished, _ray_cluster) -> Iterator[str]:
     from aptp.serving.replicas import Settings, application
 
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
-    ray.init(num_cpus=6, include_dashboard=False, logging_level="WARNING")
+    _ray_cluster.two_nodes()
+    ray.init(logging_level="WARNING", log_to_driver=False)
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(Settings(run=str(finished.out), batch=4, cpus=1, timeout=300)), name="aptp")
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        serve.run(application(Settings(run=str(finished.out), batch=4, cpus=0.25, timeout=300)), name="aptp")
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()

@@ -57,9 +57,10 @@ def test_every_picture_is_the_pipelines_own_and_drawn_by_its_expert(url: str, fi
         assert (picture["expert"], picture["cost"]) == (own.experts[0], own.costs[0])
         drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["b64_json"])))).astype(int)
         assert np.abs(drawn - np.asarray(own.images[0]).astype(int)).max() <= 1
+    experts = [f"expert-{index:02d}" for index in range(len(pipe.bundle.fractions))]
     status = serve.status().applications["aptp"]
     running = {name: dict(deployment.replica_states) for name, deployment in status.deployments.items()}
-    assert running == {name: {"RUNNING": 1} for name in ("expert-00", "expert-01", "expert-02", "front")}
+    assert running == {name: {"RUNNING": 1} for name in [*experts, "front"]}
 
 
 def test_it_is_the_same_application(url: str) -> None:

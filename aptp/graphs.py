@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,12 @@ def graph_of(expert: nn.Module, host: Host | None = None) -> ExportedProgram:
     )
     shapes = tree_map(_free, inputs, longer)
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             expert, (), {**inputs, "return_dict": False}, dynamic_shapes={**shapes, "return_dict": None}
         )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # half of the file, and full of places on this machine
+    return program
 
 
 def write_graph(expert: nn.Module, folder: Path, kind: str) -> None:
@@ -55,7 +59,8 @@ def write_graph(expert: nn.Module, folder: Path, kind: str) -> None:
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise RequestError(f"format onnx needs the package {missing[0]}; pip install 'aptp[onnx]'.")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it remarks on libraries that are not needed
-    torch.onnx.export(graph_of(expert), f=folder / NAMES[kind], dynamo=True, verbose=False)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch about itself
+        torch.onnx.export(graph_of(expert), f=folder / NAMES[kind], dynamo=True, verbose=False)
 
 
 def _free(value: Tensor, longer: Tensor) -> dict[int, Any]:

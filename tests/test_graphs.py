@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ def expert_of(name: str) -> nn.Module:
     return aptp.slice(model, space, aptp.Architecture.random(space, 0.5, seed=1)).eval()
 
 
+def names_a_place(content: bytes) -> bool:
+    """Whether it says where the libraries lie on this machine."""
+    return str(Path(torch.__file__).parents[1]).encode() in content
+
+
 def inputs_of(expert: nn.Module, batch: int, tokens: int) -> dict:
     """Random ones."""
     family, draw = denoiser_of(expert), torch.Generator().manual_seed(batch)
@@ -43,6 +49,8 @@ def inputs_of(expert: nn.Module, batch: int, tokens: int) -> dict:
 def test_torch_export_gives_the_same(name: str, tmp_path: Path) -> None:
     expert = expert_of(name)
     write_graph(expert, tmp_path, "torch")
+    with ZipFile(tmp_path / NAMES["torch"]) as file:
+        assert not any(names_a_place(file.read(name)) for name in file.namelist())
     graph = torch.export.load(tmp_path / NAMES["torch"]).module()
     for batch, tokens in SIZES:
         inputs = inputs_of(expert, batch, tokens)
@@ -57,6 +65,7 @@ def test_onnx_gives_the_same(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra aptp[onnx] is not installed")
     expert = expert_of("sd2")
     write_graph(expert, tmp_path, "onnx")
+    assert not any(names_a_place(path.read_bytes()) for path in tmp_path.iterdir())
     graph = onnxruntime.InferenceSession(tmp_path / NAMES["onnx"], providers=["CPUExecutionProvider"])
     for batch, tokens in SIZES:
         inputs = inputs_of(expert, batch, tokens)

@@ -15,6 +15,7 @@ from aptp.commands.export import export
 from aptp.commands.failing import Commands
 from aptp.commands.inspect import doctor, plugins
 from aptp.commands.prompts import generate, route
+from aptp.commands.recover_expert import recover_expert
 from aptp.commands.report import report
 from aptp.commands.run import run
 from aptp.commands.serve import serve
@@ -26,6 +27,7 @@ COLLECT = 10_000, 10, 100
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (run, sweep, report, route, generate, export, calibrate, serve):
     app.command()(command)
+app.command(hidden=True)(recover_expert)
 app.add_typer(plugins, name="plugins")
 app.command()(doctor)
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import aptp
 import aptp.pipeline
+from aptp import cluster
 from aptp.cli import app
 from aptp.config import RunConfig
 from aptp.core.errors import RequestError
@@ -58,8 +60,10 @@ class Harness:
         self.resume: bool | None = None
         self.failure: BaseException | None = None
 
-    def run(self, config: RunConfig, out: Path, *, resume: bool = False, host: Any, progress: Any) -> str:
-        self.config, self.out, self.resume = config, out, resume
+    def run(
+        self, config: RunConfig, out: Path, *, resume: bool = False, host: Any, progress: Any, elsewhere: Any
+    ) -> str:
+        self.config, self.out, self.resume, self.elsewhere = config, out, resume, elsewhere
         if isinstance(self.failure, RequestError):
             raise self.failure
         out.mkdir(parents=True, exist_ok=True)
@@ -131,6 +135,7 @@ def test_every_strategy_arrives_with_its_options_filled_in(harness: Harness) -> 
     assert invoke("run").exit_code == 0
     assert harness.config.balancer.options["epsilon"] == 0.05
     assert harness.resume is False
+    assert harness.elsewhere is None
 
 
 def test_a_run_ends_with_its_table_and_report(harness: Harness) -> None:
@@ -139,6 +144,23 @@ def test_a_run_ends_with_its_table_and_report(harness: Harness) -> None:
     assert result.stdout.endswith(f"report: {Path('x') / 'report.html'}\n")
     assert "search: 1/2" in result.stderr
     assert "loss 0.5" in result.stderr
+
+
+def test_a_cluster_starts_what_can_be_done_apart(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    monkeypatch.setattr(cluster, "on_cluster", lambda *asked: nullcontext(asked))
+    assert invoke("run", "--out", "x", "--executor", "ray", "--gpus", "1").exit_code == 0
+    assert harness.elsewhere == (Path("x"), cluster.Resources(gpus=1))
+
+
+def test_a_cluster_that_cannot_be_asked_is_refused(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'aptp[ray]'" in refusal(invoke("run", "--executor", "ray"))
+    assert "--retries 1 is for a Ray cluster" in refusal(invoke("run", "--retries", "1"))
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "but 2 were launched" in refusal(invoke("run", "--executor", "ray"))
+    assert harness.config is None
 
 
 @pytest.mark.parametrize(("flags", "name"), [((), "contrastive"), (("--pruner", "magnitude"), "magnitude")])

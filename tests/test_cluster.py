@@ -23,7 +23,7 @@ from aptp.core.errors import RequestError
 from aptp.core.record import Record
 
 pytestmark = pytest.mark.slow
-PATIENCE = 300
+PATIENCE = 900
 
 
 @pytest.fixture(autouse=True)

@@ -28,9 +28,10 @@ TERMS = """
     ablation, anatomy, APTP, architecture, balancer, block, block influence, budget, bundle, calibration, calibration
     batch, caption dropout, classifier-free guidance, cluster, clustered bootstrap, CMMD, code, comparison, confidence
     interval, contrastive loss, control, cost model, cross-routing, cut, damping, denoiser, dense, depth site,
-    difficulty, distillation, dynamic batching, embedding, encoder, exam, expert, floor, flow matching, fraction,
-    Fréchet distance, gallery, gate, granularity, hardness, harness, Hessian, hook, joint attention, kind, load,
-    load-balancing loss, logit, low-rank recovery, MACs, manifest, margin, marginals, masked, method, metric, min-SNR,
+    difficulty, distillation, dynamic batching, embedding, encoder, exam, executor, expert, floor, flow matching,
+    fraction, Fréchet distance, gallery, gate, granularity, hardness, harness, Hessian, hook, joint attention, kind,
+    load, load-balancing loss, logit, low-rank recovery, MACs, manifest, margin, marginals, masked, method, metric,
+    min-SNR,
     normalised mutual information, oracle, paired difference, part, pass-through, perplexity, plan, plugin, preset,
     prompt, protocol, pruner, record, recovery, reference, relaxation, resource loss, revision, route, router, run
     directory, score, search, search space, serving bias, site, sliced, spread, stage, straight-through, stream,

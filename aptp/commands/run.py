@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aptp.commands.executing import Cpus, Executor, Gpus, Retries, resources_of, started_on
 from aptp.commands.failing import Debug, checking, working
 from aptp.core.errors import RequestError
-from aptp.core.launched import rank
+from aptp.core.launched import processes, rank
 
 if TYPE_CHECKING:
     from aptp.config import RunConfig
@@ -48,6 +49,10 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/NAME-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue --out, or the newest run of this name.")] = False,
+    executor: Executor = "local",
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and what it takes.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -74,6 +79,12 @@ def run(
     for key in ("router", "balancer", "experts"):
         if pruner is not None and key in given:
             raise RequestError(f"--pruner {pruner} makes one expert for all prompts; drop it, or --{key} {given[key]}.")
+    resources = resources_of(executor, cpus=cpus, gpus=gpus, retries=retries)
+    if resources and processes() > 1:
+        raise RequestError(
+            f"--executor ray starts processes itself, but {processes()} were launched; start aptp run without a "
+            "launcher, or drop it."
+        )
     with checking():
         from aptp.config import load_config
         from aptp.host import default_host
@@ -96,7 +107,8 @@ def run(
                 plan = harness.plan(resolved, folder, resume=resume, host=host)
             _show_plan(plan, folder)
             return
-        record = harness.run(resolved, folder, resume=resume, host=host, progress=Terminal())
+        with started_on(resources, folder) as start:
+            record = harness.run(resolved, folder, resume=resume, host=host, progress=Terminal(), elsewhere=start)
         harness.leave()
         if rank():
             return

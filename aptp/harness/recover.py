@@ -28,9 +28,11 @@ from aptp.core.slicing import load_expert, save_expert, share_weights, slice
 from aptp.harness.fresh import fresh_share, renew
 from aptp.harness.low_rank import low_rank
 from aptp.harness.search import Found
+from aptp.harness.spread import OwnPhase, spread
 from aptp.harness.steps import joint_steps, own_steps, total_steps
 from aptp.harness.training import (
     Example,
+    Observe,
     batch_index,
     before,
     dropped,
@@ -69,7 +71,7 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
         return 0
     with work.progress.task("recovering the experts", total) as advance:
 
-        def observe(who: str, done: int):
+        def observe(who: str, done: int) -> Observe:
             def told(step: int, values: dict[str, float]) -> None:
                 work.step_ended("recover", done + step, total, values)
                 advance(note=f"{who}, loss {values['loss']:.4f}")
@@ -89,19 +91,24 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
                     save_expert(expert, architecture, work.path(expert_folder(index)))
             distributed.wait()
         shares = own_steps(work, route, load)
-        for index, architecture in enumerate(architectures):
-            mine = (route == index).nonzero().flatten()
-            if not shares[index]:
-                continue
-            expert = load_expert(work.path(expert_folder(index))).to(work.device)
-            told = observe(f"expert {index}", joint + sum(shares[:index]))
-            _train(work, expert, f"{index:02d}", mine, shares[index], told)
+        phases = {i: OwnPhase((route == i).nonzero().flatten(), steps) for i, steps in enumerate(shares) if steps}
+        if work.elsewhere and len(phases) > 1:
+            spread(work, phases, work.elsewhere)
+        for index, phase in phases.items():
+            expert = train_apart(work, index, phase, observe(f"expert {index}", joint + sum(shares[:index])))
             if distributed.is_main():
-                save_expert(expert, architecture, work.path(expert_folder(index)))
+                save_expert(expert, architectures[index], work.path(expert_folder(index)))
     if distributed.is_main():
         _join_logs(work, total)
     distributed.wait()
     return total
+
+
+def train_apart(work: Workspace, index: int, phase: OwnPhase, observe: Observe) -> nn.Module:
+    """An expert at the end of its own phase, which goes on from its checkpoint."""
+    expert = load_expert(work.path(expert_folder(index))).to(work.device)
+    _train(work, expert, f"{index:02d}", phase.pictures, phase.steps, observe)
+    return expert
 
 
 def _warn_of_fresh_starts(work: Workspace, experts: int) -> None:
@@ -129,7 +136,7 @@ def _train(
     name: str,
     pictures: Int[Tensor, "pictures"],
     steps: int,
-    observe: Any,
+    observe: Observe,
     gates: Float[Tensor, "pictures gates"] | None = None,
 ) -> None:
     options, seed = work.config.recover, work.config.seed

@@ -18,6 +18,7 @@ from torch import Tensor
 from aptp.bundle import MODEL, load_bundle, save_router
 from aptp.config import RunConfig, check_folder
 from aptp.core import distributed
+from aptp.core.child import Start
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress, Quiet
@@ -52,11 +53,19 @@ MISSED = 0.01
 """A calibrated cost further than this share from the target is worth a warning."""
 
 
-def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progress: Progress) -> Record:
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    host: Host,
+    progress: Progress,
+    elsewhere: Start | None = None,
+) -> Record:
     """Carry out a resolved configuration in the directory `out`.
 
     Of several processes that were launched together, each calls this. The main one writes what the run leaves, in its
-    own `out`, which the others have to see.
+    own `out`, which the others have to see. One process may have what can be done apart started `elsewhere`.
 
     Raises:
         RequestError: before any long work, if the request cannot be carried out or `out` belongs to another one.
@@ -72,6 +81,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, host: Host, progr
         return record
     record.status, record.error, record.warnings = "running", None, []
     work = Workspace.open(config, out, host, progress if main else Quiet(), record)
+    work.elsewhere = elsewhere
     model = pipeline_fingerprint(work.pipeline)
     if record.model not in (None, model):
         raise RequestError(f"model {config.model!r} has changed since {str(out)!r} was begun; choose another --out.")

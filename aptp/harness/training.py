@@ -36,6 +36,10 @@ CHECKPOINT_SHARE = 0.05
 """Of the time, at most so much goes into saving them."""
 
 
+Observe = Callable[[int, dict[str, float]], None]
+"""Is told the number of a step, and its scalars."""
+
+
 def generator_for(*key: Any) -> torch.Generator:
     """A generator seeded by what it is for."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
@@ -292,6 +296,15 @@ def before(path: Path) -> Path:
     return path.with_suffix(f".before{path.suffix}")
 
 
+def steps_done(checkpoint: Path) -> int:
+    """As a checkpoint says without being loaded; 0 where there is none that can be read."""
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            return int(file.metadata()["step"])
+    except (OSError, LookupError, TypeError, ValueError, SafetensorError):
+        return 0
+
+
 def _digest(tensors: dict[str, Tensor]) -> str:
     """A hash of names and values, so that a file of the right length with other values is noticed."""
     digest = hashlib.sha256()
@@ -326,7 +339,7 @@ def train(
     checkpoint: Path,
     log: Path,
     learn: Callable[[int], dict[str, Tensor]],
-    observe: Callable[[int, dict[str, float]], None],
+    observe: Observe,
     warn: Callable[[str], None],
 ) -> None:
     """Train the parameters of `module` with AdamW, from the checkpoint on.

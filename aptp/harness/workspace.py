@@ -19,6 +19,7 @@ from aptp.config import Choice, RunConfig, TrainingOptions
 from aptp.core import distributed
 from aptp.core.architecture import Architecture, SearchSpace
 from aptp.core.budget import CostModel
+from aptp.core.child import Start
 from aptp.core.data import CaptionedDataset
 from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
@@ -61,6 +62,8 @@ class Workspace:
     pipeline: DiffusionPipeline
     dataset: CaptionedDataset
     chosen: Chosen
+    elsewhere: Start | None = None
+    """Starts what can be done apart; without it, all is done in this process."""
     train: Pictures = field(init=False)
     validation: Pictures = field(init=False)
     architectures: list[Architecture] = field(init=False)

@@ -23,6 +23,7 @@ from aptp.harness.training import (
     generator_for,
     micro_batches,
     rate_factor,
+    steps_done,
     train,
     with_dropout,
 )
@@ -103,6 +104,15 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"search.safetensors", "search.before.safetensors"}
     assert Checkpoint(before(path), *trained(1, 0)).restore(pytest.fail) == 3
     assert Checkpoint(path, *trained(1, 0)).restore(pytest.fail) == 4
+
+
+def test_a_checkpoint_says_how_far_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "search.safetensors"
+    assert steps_done(path) == 0
+    Checkpoint(path, *trained(0, 1)).save(3)
+    assert steps_done(path) == 3
+    path.write_bytes(cut(path.read_bytes()))
+    assert steps_done(path) == 0
 
 
 def cut(content: bytes) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import logging
 import re
 import time
 from collections.abc import AsyncIterator
@@ -26,7 +25,6 @@ from aptp.serving.guard import IMAGES, Guard
 from aptp.serving.schema import ImageAnswer, ImageRequest, Picture, read
 from aptp.serving.service import Service
 
-log = logging.getLogger("aptp.serving")
 GONE = 499
 """The status that is counted, and never sent, where the client left before its answer."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -71,7 +71,7 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     from safetensors import SafetensorError
 
     try:
-        with _quietly():
+        with quietly():
             folder = model_folder(name)
             index = DiffusionPipeline.load_config(folder)
             _check_parts(folder, index)
@@ -247,7 +247,7 @@ def pipeline_fingerprint(pipeline: DiffusionPipeline) -> str:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the libraries' own progress bars and remarks; their settings are put back."""
     import diffusers
     import transformers

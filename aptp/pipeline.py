@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from aptp.core.errors import RequestError, gist, unknown
 from aptp.core.progress import Advance
 from aptp.experts import Experts
 from aptp.host import Host, default_host
+from aptp.models import quietly
 from aptp.publishing import find_bundle, push_bundle, write_bundle
 from aptp.request import KINDS, Pictures, check_count, check_options, generators_of, pictures_of, repeated
 from aptp.routing import DENSE, Route, check_prompts, read, route
@@ -55,6 +56,27 @@ class RoutedPipeline:
         self.dense: nn.Module = getattr(base, bundle.component)
         self._experts = Experts(self.dense, bundle.expert, memory_limit)
         self._routing, self._drawing = threading.Lock(), threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are drawn."""
+        return self._experts.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the denoisers' weights."""
+        return self._experts.dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the pipeline to a device, cast it to a type, or both; arguments are those of `DiffusionPipeline.to`.
+
+        Routing moves, but is not cast, so that prompts keep their experts.
+        """
+        with self._drawing, self._routing, quietly():
+            self.base.to(*args, **kwargs)
+            self._experts.to(self.base.device, self.dense.dtype)
+            self.bundle.encoder.to(self.device)
+        return self
 
     def expert(self, index: int) -> nn.Module:
         """An expert on the pipeline's device, or, for −1, the dense model. Raises `RequestError` for another."""
@@ -167,9 +189,11 @@ class RoutedPipeline:
                 raise RequestError(f"{name} is {value!r}; a whole number from 1 is right.")
         if output_type not in KINDS:
             raise unknown("output_type", str(output_type), KINDS)
-        given = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
-        options |= {name: value for name, value in given.items() if value is not None}
         options |= {"num_inference_steps": num_inference_steps, "output_type": output_type}
+        if guidance_scale is not None:
+            options["guidance_scale"] = guidance_scale
+        if negative_prompt is not None or "negative_prompt_embeds" in options:  # PixArt's own default is a text
+            options["negative_prompt"] = negative_prompt
         check_options(self.base, options)
         embeds = options.get("prompt_embeds")
         if prompts is None and (embeds is None or (experts is None and not dense)):
@@ -243,8 +267,23 @@ def _joined(images: list[Any]) -> Any:
     return np.stack(images) if isinstance(images[0], np.ndarray) else images
 
 
-def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> RoutedPipeline:
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    lazy: bool = True,
+    memory_limit: int | None = None,
+    host: Host | None = None,
+) -> RoutedPipeline:
     """The routed pipeline of a finished run, or of a bundle.
+
+    Args:
+        device: as torch names it; `auto` is a GPU where there is one.
+        dtype: of the weights and of what the base pipeline computes, float32 by default. Routing keeps its own.
+        lazy: read each expert when it is first needed. Otherwise all are read now, so that what is damaged is refused
+            now and the first picture of each expert takes no longer than the next.
+        memory_limit: bytes of denoisers that may be on the device at once (see `aptp.experts.Experts`).
 
     Raises:
         RequestError: if the folder is neither, a file of the bundle is not what its manifest says, or the base model
@@ -252,12 +291,14 @@ def load(run: str | Path, *, device: str = "auto", host: Host | None = None) -> 
     """
     from aptp.models import device_of, load_pipeline, pipeline_fingerprint
 
-    run = Path(run)
+    run, place = Path(run), device_of(device)
     bundle = load_finished(run, host or default_host())
-    base = load_pipeline(bundle.base, device_of(device))
+    base = load_pipeline(bundle.base, torch.device("cpu"))
     if not isinstance(getattr(base, bundle.component, None), nn.Module):
         raise RequestError(f"the router of {str(run)!r} is damaged: its model has no denoiser {bundle.component!r}.")
-    bundle.encoder.to(base.device)
     if pipeline_fingerprint(base) != bundle.model_fingerprint:
         raise RequestError(f"model {bundle.base!r} is not what {str(run)!r} was pruned from: its weights have changed.")
-    return RoutedPipeline(run, bundle, base)
+    pipe = RoutedPipeline(run, bundle, base, memory_limit=memory_limit).to(place, dtype)
+    for index in () if lazy else range(len(bundle.fractions)):
+        pipe.expert(index)
+    return pipe

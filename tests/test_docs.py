@@ -111,6 +111,16 @@ def test_python_in_pages_compiles(page: Path) -> None:
         compile(code, str(page), "exec")
 
 
+@pytest.mark.slow
+def test_the_examples_of_serving_run(finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/demo").symlink_to(finished.out)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in _blocks(DOCS / "pipeline.md", "python"):
+        exec(code, names)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     prose = BLOCK.sub("", page.read_text())

@@ -6,15 +6,20 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import aptp
+from aptp.bundle import Bundle
 from aptp.core.errors import RequestError
 from aptp.core.record import Record
+from aptp.experts import size_of
+from aptp.models import load_pipeline
 from aptp.pipeline import RoutedPipeline
 
 DRAWING = {"num_inference_steps": 2, "guidance_scale": 3.0}
@@ -79,6 +84,34 @@ def test_pictures_come_in_the_order_asked_and_each_stands_alone(pipe: RoutedPipe
     latents = pipe(asked[:2], seed=3, experts=[0, 0], output_type="np", **DRAWING).images
     single = pipe(asked[1], seed=3, experts=[0], output_type="np", **DRAWING).images
     assert np.abs(latents[1] - single[0]).max() <= 1e-3
+
+
+@pytest.fixture(scope="module")
+def embedded() -> RoutedPipeline:
+    """The embedded model with three random experts, which nobody routes to."""
+    base = load_pipeline("tiny", torch.device("cpu"))
+    space, keeps = aptp.search_space(base.unet), (0.5, 0.7, 0.9)
+    experts = [aptp.slice(base.unet, space, aptp.Architecture.random(space, keep, seed=0)) for keep in keeps]
+    bundle = SimpleNamespace(
+        component="unet", expert=lambda index, dtype: experts[index], fractions=list(keeps), call_options={}
+    )
+    return RoutedPipeline(Path(), bundle, base)
+
+
+@pytest.mark.slow
+def test_a_picture_does_not_depend_on_what_else_is_asked(embedded: RoutedPipeline) -> None:
+    things = ("star", "dot", "square", "word", "ring", "cross", "stripe", "bar")
+    asked = [f"a {colour} {thing}" for colour in ("red", "blue", "green", "grey") for thing in things]
+    experts = [(3 * place) % 7 % 4 - 1 for place in range(32)]
+    drawing = {"num_inference_steps": 6, "guidance_scale": 3.0, "output_type": "np"}
+    mixed = embedded(asked, seed=range(32), experts=experts, **drawing).images
+    order = random.Random(0).sample(range(32), 32)
+    permuted = embedded([asked[i] for i in order], seed=order, experts=[experts[i] for i in order], **drawing).images
+    assert np.abs(permuted - mixed[order]).max() <= 1e-4
+    for place in (0, 1, 2, 4, 31):
+        alone = embedded(asked[place], seed=place, experts=[experts[place]], **drawing).images
+        assert np.abs(alone[0] - mixed[place]).max() <= 1e-4
+        assert np.abs(alone[0] - mixed[place - 1]).max() > 1e-2, "another picture is further off than rounding"
 
 
 def test_dense_is_the_base_pipeline_bit_for_bit(pipe: RoutedPipeline) -> None:
@@ -265,6 +298,68 @@ def test_the_base_model_is_back_after_an_error(pipe: RoutedPipeline) -> None:
     with pytest.raises(RuntimeError, match="stop here"):
         pipe("a red star", experts=[0], callback_on_step_end=fail, **DRAWING)
     assert pipe.base.unet is pipe.dense
+
+
+def test_experts_share_all_but_the_denoiser(pipe: RoutedPipeline) -> None:
+    seen: dict[int, set[tuple[int, ...]]] = {}
+
+    def see(base, step: int, time, tensors: dict) -> dict:
+        others = tuple(id(part) for name, part in base.components.items() if name != "unet")
+        seen.setdefault(id(base.unet), set()).add(others)
+        return tensors
+
+    pipe(["a", "b", "c", "d"], experts=[0, 1, 2, -1], callback_on_step_end=see, **DRAWING)
+    assert len(seen) == 4
+    assert len(set.union(*seen.values())) == 1
+
+
+def test_threads_may_share_a_pipeline(pipe: RoutedPipeline) -> None:
+    asked, experts = ["a red star", "the word STOP", "a blue dot"], [0, 1, 2]
+    expected = pipe(asked, experts=experts, output_type="np", **DRAWING).images
+
+    def draw(number: int) -> np.ndarray:
+        order = experts[number % 3 :] + experts[: number % 3]
+        drawn = pipe([asked[i] for i in order], experts=order, output_type="np", batch_size=1, **DRAWING)
+        assert [route.prompt for route in pipe.route(asked)] == asked
+        return drawn.images[np.argsort(order)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for images in pool.map(draw, range(8)):
+            assert np.abs(images - expected).max() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_draws_nearly_the_same_and_routes_the_same(
+    pipe: RoutedPipeline, finished, prompts: list[str], dtype: torch.dtype
+) -> None:
+    half = aptp.load(finished.out, device="cpu", dtype=dtype)
+    assert (half.device.type, half.dtype, half.expert(0).dtype) == ("cpu", dtype, dtype)
+    assert half.route(prompts[:50]) == pipe.route(prompts[:50])
+    asked = {"prompts": ["a red star", "the word STOP"], "experts": [0, -1], "output_type": "np"} | DRAWING
+    expected, images = pipe(**asked).images, half(**asked).images
+    assert 0 < np.abs(images - expected).max() < 0.1
+    assert half.to(torch.float32).dtype == half.expert(0).dtype == half.expert(1).dtype == torch.float32
+
+
+def test_experts_are_read_when_needed_or_all_at_once(finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = Bundle.expert
+    monkeypatch.setattr(Bundle, "expert", lambda self, index, *args: (reads.append(index), read(self, index, *args))[1])
+    lazy = aptp.load(finished.out, device="cpu")
+    assert reads == []
+    lazy("a red star", experts=[1], num_inference_steps=1)
+    assert reads == [1]
+    aptp.load(finished.out, device="cpu", lazy=False)
+    assert reads == [1, 0, 1, 2]
+
+
+def test_a_memory_limit_changes_no_picture(pipe: RoutedPipeline, finished) -> None:
+    asked = {"prompts": ["a red star"] * 4, "experts": [0, 1, 2, -1], "output_type": "np"} | DRAWING
+    small = aptp.load(finished.out, device="cpu", memory_limit=size_of(pipe.dense) + size_of(pipe.expert(0)))
+    first, again = small(**asked).images, small(**asked).images
+    expected = pipe(**asked).images
+    assert np.abs(first - expected).max() <= 1e-5
+    assert np.array_equal(first, again)
 
 
 @pytest.fixture

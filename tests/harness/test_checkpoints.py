@@ -283,7 +283,7 @@ def test_a_negative_prompt_counts_and_empty_prompts_are_refused(pipe: RoutedPipe
     assert not np.array_equal(plain, negative)
     with pytest.raises(RequestError, match="prompt 2 is empty"):
         pipe(["a red star", ""], **DRAWING)
-    with pytest.raises(RequestError, match="3 prompts need as many negative prompts, or one, not 2"):
+    with pytest.raises(RequestError, match="negative_prompt has 2 entries; one a prompt is right, 3 in all"):
         pipe(PROMPTS, negative_prompt=["a", "b"], **DRAWING)
 
 
@@ -364,3 +364,64 @@ def test_t5_s_tokenizer_may_be_a_sentencepiece_file_alone(tmp_path: Path) -> Non
     text = [denoiser_of(pipe.transformer).encode_text(pipe, PROMPTS, 8) for pipe in (before, after)]
     assert torch.equal(text[0]["encoder_hidden_states"], text[1]["encoder_hidden_states"])
     assert torch.equal(text[0]["encoder_attention_mask"], text[1]["encoder_attention_mask"])
+
+
+MANY = [f"{number} {colour} dots" for number in range(1, 9) for colour in ("red", "blue", "grey", "green")]
+EXPERTS = [(3 * place) % 7 % 3 - 1 for place in range(len(MANY))]
+"""Two experts and the dense model (−1) in a mixed order."""
+
+
+@pytest.mark.slow
+def test_a_picture_does_not_depend_on_what_else_is_asked(pipe: RoutedPipeline) -> None:
+    drawing = DRAWING | {"output_type": "np"}
+    mixed = pipe(MANY, seed=range(32), experts=EXPERTS, **drawing).images
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0)).tolist()
+    permuted = pipe([MANY[i] for i in order], seed=order, experts=[EXPERTS[i] for i in order], **drawing).images
+    assert np.abs(permuted - mixed[order]).max() <= 1e-4
+    for place in (0, 5, 31):
+        alone = pipe(MANY[place], seed=place, experts=[EXPERTS[place]], **drawing).images
+        assert np.abs(alone[0] - mixed[place]).max() <= 1e-4
+        assert np.abs(alone[0] - mixed[place - 1]).max() > 1e-3, "another picture is further off than rounding"
+
+
+def embeddings(base: DiffusionPipeline, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """A prompt's text states and those of no prompt, by the names under which the pipeline takes them."""
+    encoded = base.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    names = {
+        "StableDiffusionPipeline": ["prompt_embeds", "negative_prompt_embeds"],
+        "StableDiffusionXLPipeline": [
+            *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+        ],
+    }
+    masked = ["prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"]
+    return dict(zip(names.get(type(base).__name__, masked), encoded, strict=True))
+
+
+@pytest.mark.slow
+def test_text_states_are_divided_among_the_experts(pipe: RoutedPipeline) -> None:
+    drawing = DRAWING | {"output_type": "np", "batch_size": 2, "num_images_per_prompt": 2, "experts": [0, 1, 0]}
+    usual = pipe(PROMPTS, **drawing).images
+    given = pipe(PROMPTS, **embeddings(pipe.base, PROMPTS), **drawing).images
+    assert np.abs(given - usual).max() <= 1e-4
+
+
+@pytest.mark.slow
+def test_the_safety_checker_speaks_of_every_picture(
+    pipe: RoutedPipeline, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = DRAWING | {"seed": range(6), "experts": [0, 1, -1, 1, 0, 0], "batch_size": 2, "output_type": "np"}
+    if family != "sd15":
+        assert pipe(MANY[:6], **drawing).nsfw_content_detected is None
+        return
+
+    def flag_the_bright(clip_input, images):
+        return images, [bool((image / 2 + 0.5).clamp(0, 1).mean() > bound) for image in images]
+
+    monkeypatch.setattr(pipe.base.safety_checker, "forward", flag_the_bright)
+    bound = np.inf
+    bright = pipe(MANY[:6], **drawing).images.mean((1, 2, 3))
+    bound = np.median(bright)
+    drawn = pipe(MANY[:6], **drawing)
+    assert drawn.nsfw_content_detected == list(bright > bound)
+    assert sum(drawn.nsfw_content_detected) == 3
+    assert pipe(MANY[:2], experts=[0, 1], output_type="latent").nsfw_content_detected is None

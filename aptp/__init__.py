@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from aptp.core.gates import gated
     from aptp.core.hookspecs import PluginSpec, hookimpl
     from aptp.core.slicing import load_expert, slice
+    from aptp.monitor import Monitor
     from aptp.pipeline import RoutedPipeline, load
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Architecture": "aptp.core.architecture",
+    "Monitor": "aptp.monitor",
     "PluginSpec": "aptp.core.hookspecs",
     "RoutedPipeline": "aptp.pipeline",
     "SearchSpace": "aptp.core.architecture",
@@ -34,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "Architecture",
+    "Monitor",
     "PluginSpec",
     "RoutedPipeline",
     "SearchSpace",

@@ -37,6 +37,8 @@ MODEL = "model"
 """Where the dense pipeline lies: in a bundle always, in a run if it was adapted before it was pruned."""
 ENCODER = "encoder"
 """Where in a bundle the prompt encoder lies, if it is neither in a package nor on the hub."""
+TRAINING = "training.safetensors"
+"""In `router/`: the training prompts that are kept, float16 embeddings with the texts as metadata."""
 CALIBRATION = "calibration.json"
 """Lies beside the manifest of a bundle, for it is made where it serves; in `router/` it came with the bundle."""
 
@@ -108,7 +110,7 @@ def save_router(
     balancer: Choice,
     encoder: Choice,
     relaxation: RelaxationOptions,
-    embed: int,
+    training: PromptBatch,
     bias: Float[Tensor, "experts"],
     threshold: float,
     fractions: list[float],
@@ -118,12 +120,18 @@ def save_router(
     model_fingerprint: str,
     denoiser: Denoiser,
 ) -> None:
-    """Write a router's folder; `router.json` comes last, so a folder that has it is whole."""
+    """Write a router's folder; `router.json` comes last, so a folder that has it is whole.
+
+    `training` are the training prompts to keep, at least one.
+    """
     write_json(folder / "space.json", space.to_dict())
     with replacing(folder / "router.safetensors") as temporary:
         # an empty file is no safetensors file, and a router may have no state
         state = {name: value.detach().cpu().contiguous() for name, value in router.state_dict().items()}
         save_file(state | {"__bias__": bias.double().cpu()}, temporary)
+    with replacing(folder / TRAINING) as temporary:
+        texts = json.dumps(list(training.text), ensure_ascii=False)
+        save_file({"embeds": training.embeds.half().contiguous()}, temporary, metadata={"prompts": texts})
     write_json(
         folder / "router.json",
         {
@@ -132,7 +140,7 @@ def save_router(
             "balancer": balancer.model_dump(mode="json"),
             "encoder": encoder.model_dump(mode="json"),
             "relaxation": relaxation.model_dump(mode="json"),
-            "embed": embed,
+            "embed": training.embeds.shape[1],
             "threshold": threshold,
             "fractions": fractions,
             "load": load.tolist(),

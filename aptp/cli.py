@@ -14,9 +14,10 @@ from aptp.commands.calibrate import calibrate
 from aptp.commands.export import export
 from aptp.commands.failing import Commands
 from aptp.commands.inspect import doctor, plugins
-from aptp.commands.prompts import generate, route
+from aptp.commands.prompts import generate
 from aptp.commands.recover_expert import recover_expert
 from aptp.commands.report import report
+from aptp.commands.route import route
 from aptp.commands.run import run
 from aptp.commands.serve import serve
 from aptp.commands.sweep import sweep

@@ -18,8 +18,10 @@ from aptp.bundle import Bundle, load_finished
 from aptp.core.errors import RequestError, gist, unknown
 from aptp.core.progress import Advance
 from aptp.experts import Experts
+from aptp.explain import Explanation, explain
 from aptp.host import Host, default_host
 from aptp.models import quietly
+from aptp.monitor import Monitor
 from aptp.publishing import find_bundle, push_bundle, write_bundle
 from aptp.request import KINDS, Pictures, check_count, check_options, generators_of, pictures_of, repeated
 from aptp.routing import DENSE, Route, check_prompts, read, route
@@ -56,6 +58,8 @@ class RoutedPipeline:
         self.dense: nn.Module = getattr(base, bundle.component)
         self._experts = Experts(self.dense, bundle.expert, memory_limit)
         self._routing, self._drawing = threading.Lock(), threading.Lock()
+        self.monitor: Monitor | None = None
+        """Told of every route; none by default."""
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +98,20 @@ class RoutedPipeline:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         with self._routing:
-            return route(self.bundle, read(self.bundle, prompts), fallback_margin)
+            batch = read(self.bundle, prompts)
+            routes = route(self.bundle, batch, fallback_margin)
+        if self.monitor:
+            self.monitor.observe(routes, batch.embeds)
+        return routes
+
+    def explain(self, prompts: str | Sequence[str]) -> list[Explanation]:
+        """The route of each prompt with the training prompts nearest to it and the words that decide.
+
+        Raises:
+            RequestError: as `route`.
+        """
+        with self._routing:
+            return explain(self.bundle, [prompts] if isinstance(prompts, str) else list(prompts))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **settings: Any) -> RoutedPipeline:

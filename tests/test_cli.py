@@ -16,11 +16,14 @@ from rich.table import Table
 from typer.testing import CliRunner, Result
 
 import aptp
+import aptp.bundle
 import aptp.pipeline
+import aptp.routing
 from aptp import cluster
 from aptp.cli import app
 from aptp.config import RunConfig
 from aptp.core.errors import RequestError
+from aptp.explain import Explanation, Neighbour, Word
 from aptp.pipeline import Route, RoutedOutput
 
 
@@ -328,6 +331,9 @@ class Pipeline:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     fake = Pipeline()
     monkeypatch.setattr(aptp.pipeline, "load", lambda run: fake)
+    monkeypatch.setattr(aptp.bundle, "load_finished", lambda run, host: fake)
+    monkeypatch.setattr(aptp.routing, "read", lambda bundle, prompts: prompts)
+    monkeypatch.setattr(aptp.routing, "route", lambda bundle, prompts: bundle.route(prompts))
     return fake
 
 
@@ -352,6 +358,32 @@ def test_route_as_json_is_json_even_for_one_expert(pipeline: Pipeline) -> None:
     assert json.loads(from_stdin.stdout) == expected
 
 
+def test_route_as_csv_quotes_what_needs_it(pipeline: Pipeline) -> None:
+    shown = invoke("route", "x", 'a "star", red', "ab", "--csv").stdout
+    assert shown.splitlines()[:2] == ["prompt,expert,cost,margin", '"a ""star"", red",1,0.75,0.5']
+    assert "exclude each other" in refusal(invoke("route", "x", "a", "--csv", "--json"))
+
+
+def test_route_explains(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> None:
+    words = [Word("STOP", 1, 0.25, 2), Word("word", 0, 0.125, 0), Word("red", 2, -0.5, 0)]
+    whys = [
+        Explanation(Route("word STOP red", 0, 0.5, 0.125), [Neighbour("a hat", 0.875, 1)], words),
+        Explanation(Route("b", 0, 0.5, float("inf")), [], []),
+    ]
+    monkeypatch.setattr(aptp.explain, "explain", lambda bundle, prompts: whys)
+    table = invoke("route", "x", "word STOP red", "b", "--explain").stdout
+    for cell in ("a hat (0.88, expert 1)", "STOP (0.250, without it expert 2); word (0.125)", "none kept", "only one"):
+        assert cell in table
+    assert "red (" not in table
+    header, first, _ = invoke("route", "x", "word STOP red", "b", "--explain", "--csv").stdout.splitlines()
+    assert header == "prompt,expert,cost,margin,nearest,words"
+    assert first.startswith('word STOP red,0,0.5,0.125,"a hat (0.88, expert 1)",')
+    of_first, of_second = json.loads(invoke("route", "x", "word STOP red", "b", "--explain", "--json").stdout)
+    assert of_first["nearest"] == [{"prompt": "a hat", "similarity": 0.875, "expert": 1}]
+    assert of_first["words"][2] == {"text": "red", "place": 2, "lost": -0.5, "expert": 0}
+    assert (of_second["margin"], of_second["words"]) == (None, [])
+
+
 @pytest.mark.parametrize("command", [("route", "x"), ("generate", "x", "--out", "y")])
 @pytest.mark.parametrize(
     ("content", "named"),
@@ -367,9 +399,11 @@ def test_route_as_json_is_json_even_for_one_expert(pipeline: Pipeline) -> None:
 def test_prompts_that_cannot_be_served_are_refused(
     command: Sequence[str], content: bytes | None, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        aptp.pipeline, "load", lambda run: pytest.fail("the model was loaded before the prompts were checked")
-    )
+    def load(*asked: object) -> None:
+        pytest.fail("the run was loaded before the prompts were checked")
+
+    monkeypatch.setattr(aptp.pipeline, "load", load)
+    monkeypatch.setattr(aptp.bundle, "load_finished", load)
     if content is not None:
         Path("p.txt").write_bytes(content)
     assert named in refusal(invoke(*command, "--prompts", "p.txt"))

@@ -1,9 +1,7 @@
-"""`aptp route` and `aptp generate`: what a finished run does with prompts."""
+"""`aptp generate`: pictures of prompts; and how commands read prompts."""
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,35 +13,10 @@ from aptp.commands.failing import Debug, checking, working
 from aptp.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from aptp.pipeline import Route, RoutedPipeline
+    from aptp.pipeline import RoutedPipeline
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 FILE_HELP = "Prompts, one a line; - is standard input."
-
-
-def route(
-    run: Run,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Prompts.")] = None,
-    prompts: Annotated[str | None, typer.Option(metavar="FILE|-", help=FILE_HELP)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    debug: Debug = False,
-) -> None:
-    """Say which expert serves each prompt.
-
-    Cost is a share of the dense model's; the margin is the lead in score over the next expert.
-    """
-    if (prompts is None) == (not texts):
-        raise RequestError("give prompts either after the run or as a file with --prompts.")
-    asked = list(texts) if prompts is None and texts else read_prompts(str(prompts))
-    with working("routing", debug):
-        routes = _pipeline(run, asked).route(asked)
-        if as_json:
-            typer.echo(json.dumps([_as_json(route) for route in routes], indent=1, ensure_ascii=False, allow_nan=False))
-            return
-        from aptp.terminal import show, table
-
-        rows = [(r.prompt, r.expert, r.cost, r.margin if math.isfinite(r.margin) else "only one") for r in routes]
-        show(table(("prompt", "expert", "cost", "margin"), rows))
 
 
 def generate(
@@ -112,8 +85,3 @@ def _pipeline(run: Path, prompts: Sequence[str]) -> RoutedPipeline:
 
         check_prompts(prompts)
         return load(run)
-
-
-def _as_json(route: Route) -> dict[str, object]:
-    margin = route.margin if math.isfinite(route.margin) else None
-    return {"prompt": route.prompt, "expert": route.expert, "cost": route.cost, "margin": margin}

@@ -23,6 +23,7 @@ from aptp.core.errors import RequestError
 from aptp.core.files import write_text
 from aptp.core.progress import Progress, Quiet
 from aptp.core.record import Budget, Expert, Record, Result
+from aptp.core.router import PromptBatch
 from aptp.core.timing import processor
 from aptp.harness import evaluate
 from aptp.harness.adapt import adapt
@@ -32,6 +33,7 @@ from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.selection import check_counts
 from aptp.harness.teacher import exam_figures
+from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.models import pipeline_fingerprint
@@ -49,6 +51,8 @@ LIBRARIES = (
     "torchmetrics",
     "safetensors",
 )
+KEPT = 4096
+"""Different training prompts that are kept with the router, at most."""
 MISSED = 0.01
 """A calibrated cost further than this share from the target is worth a warning."""
 
@@ -236,7 +240,8 @@ def _method(work: Workspace) -> _Method:
 
 
 def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
-    config = work.config
+    config, train = work.config, work.train
+    kept = torch.randperm(len(train.captions), generator=generator_for(config.seed, "kept prompts"))[:KEPT]
     save_router(
         work.path("router"),
         router=work.router,
@@ -245,7 +250,7 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
         balancer=config.balancer,
         encoder=config.encoder,
         relaxation=config.relaxation,
-        embed=work.train.embeds.shape[1],
+        training=PromptBatch([train.captions[i] for i in kept], train.embeds[kept]),
         bias=found.bias,
         threshold=found.threshold,
         fractions=fractions,

@@ -32,10 +32,10 @@ TERMS = """
     fraction, Fréchet distance, gallery, gate, granularity, hardness, harness, Hessian, hook, joint attention, kind,
     leave-one-word-out, load, load-balancing loss, logit, low-rank recovery, MACs, manifest, margin, marginals, masked,
     method, metric, min-SNR, normalised mutual information, oracle, paired difference, part, pass-through, perplexity,
-    plan, plugin, preset,
-    prompt, protocol, pruner, record, recovery, reference, relaxation, resource loss, revision, route, router, run
-    directory, score, search, search space, serving bias, site, sliced, spread, stage, straight-through, stream,
-    sweep, tap, Taylor score, teacher, teacher error, threshold, traffic, unbalanced transport, unit, width site
+    plan, plugin, preset, prompt, protocol, pruner, record, recovery, reference, relaxation, resource loss, revision,
+    route, router, run directory, score, search, search space, serving bias, site, sliced, spread, stage,
+    straight-through, stream, sweep, tap, Taylor score, teacher, teacher error, threshold, traffic, unbalanced
+    transport, unit, width site
 """
 
 

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from aptp.bundle import Bundle
+from aptp.bundle import CALIBRATION, Bundle
 from aptp.core.manifest import Manifest, may_travel, sha256
 from aptp.pipeline import RoutedPipeline
 from aptp.routing import Route
@@ -103,11 +103,10 @@ class LocalEngine(Engine):
 
 
 def revision_of(bundle: Bundle) -> str:
-    """A hash of what serves: of all that a bundle's manifest names, or of a run's router and experts."""
-    if bundle.manifest:
-        return bundle.manifest.revision
-    files = [
-        path for part in ("router", "experts") for path in sorted((bundle.folder / part).rglob("*")) if may_travel(path)
-    ]
-    listed = {path.relative_to(bundle.folder).as_posix(): (path.stat().st_size, sha256(path)) for path in files}
-    return Manifest(bundle.folder, listed).revision
+    """A hash of what serves: all that a bundle's manifest names, or a run's router and experts; any calibration."""
+    folder, listed = bundle.folder, dict(bundle.manifest.files if bundle.manifest else {})
+    parts = [] if bundle.manifest else ["router", "experts"]
+    files = [path for part in parts for path in (folder / part).rglob("*")]
+    for path in filter(may_travel, [*files, folder / CALIBRATION]):
+        listed[path.relative_to(folder).as_posix()] = path.stat().st_size, sha256(path)
+    return Manifest(folder, listed).revision

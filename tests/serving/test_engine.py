@@ -115,4 +115,7 @@ def test_a_revision_tells_what_serves(pipe: RoutedPipeline, tmp_path: Path) -> N
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert revision_of(replace(pipe.bundle, folder=tmp_path)) != revision
     manifest = Manifest(tmp_path, {"router/router.json": (1, "0")})
-    assert revision_of(replace(pipe.bundle, manifest=manifest)) == manifest.revision
+    bundle = replace(pipe.bundle, folder=tmp_path, manifest=manifest)
+    assert revision_of(bundle) == manifest.revision
+    (tmp_path / "calibration.json").write_text("{}")
+    assert revision_of(bundle) != manifest.revision

@@ -156,7 +156,14 @@ def _contents(bundle: Bundle, made: Path, router: dict[str, Any], papers: list[P
         fractions=bundle.fractions,
         sizes=[path.stat().st_size for path in bundle.weights],
         shared=bundle.weights[0].name == SHARED,
+        calibrated=_calibrated(bundle),
     )
+
+
+def _calibrated(bundle: Bundle) -> str | None:
+    if bundle.budget is None or not (bundle.folder / CALIBRATION).is_file():
+        return None
+    return f"{bundle.budget.target:g} of the dense {bundle.budget.name}"
 
 
 def _terms(model: Path) -> dict[str, Any]:

@@ -360,6 +360,16 @@ def test_the_card_carries_the_report_s_figures(bundle: Path, finished) -> None:
     assert "whose card and licence were not at hand" in text
 
 
+def test_a_calibration_travels_and_the_card_says_so(finished, bundle: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
+    said = {"format": 1, "bias": [0.5, 0.0, -0.5], "budget": {"name": "macs", "target": 0.6}}
+    (run / "calibration.json").write_text(json.dumps(said))
+    aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle", default_host()).bias.tolist() == [0.5, 0.0, -0.5]
+    assert "routes have been calibrated to 0.6 of the dense macs" in card_of(tmp_path / "bundle")[1]
+    assert "calibrated" not in card_of(bundle)[1]
+
+
 def test_the_base_model_s_licence_travels(finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the hub's cache, where a model has its card and licence."""
     repository = tmp_path / "models--someone--sd"

@@ -35,6 +35,8 @@ class Contents:
     sizes: Sequence[int]
     """Bytes of each expert's weights, or of the one set that all share."""
     shared: bool
+    calibrated: str | None
+    """The budget to which routes were fitted after the run, if they were."""
 
 
 def card(contents: Contents, record: Record | None) -> str:
@@ -62,6 +64,7 @@ def card(contents: Contents, record: Record | None) -> str:
             version=version("aptp"),
             figures={"heads": heads, "rows": rows} if rows else None,
             measured=_measured(record),
+            since=f"Since then, routes have been calibrated to {contents.calibrated}." if contents.calibrated else "",
             conclusion=conclusion(record) if rows and record else [],
             form=_form(contents),
             table=_experts(contents, record),

@@ -37,6 +37,10 @@ KEY, CHECKSUM, BROKEN = "aptp.key", "aptp.crc32", "aptp.broken"
 """Names beside those of the rows: their keys and checksums, and in the metadata the items of which there are none."""
 
 
+DAMAGE = (SafetensorError, LookupError, TypeError, ValueError)
+"""What opening a damaged shard raises; an `OSError` (no rights, too many files) says nothing of what is in it."""
+
+
 class Encoded(NamedTuple):
     """Rows of items by name, each [items, …], and why others have none, by their places among those asked for."""
 
@@ -183,7 +187,7 @@ class Table:
             lock.release()
 
 
-class _DamagedError(Exception):
+class _DamagedError(ValueError):
     """A row whose checksum does not fit."""
 
     def __init__(self, path: Path) -> None:
@@ -192,10 +196,7 @@ class _DamagedError(Exception):
 
 
 class _Shard:
-    """One file, mapped into memory; its name is a hash of what it holds rows of.
-
-    Raises `SafetensorError`, or another error of what is read, if it is damaged.
-    """
+    """One file, mapped into memory; its name is a hash of what it holds rows of. Raises `DAMAGE`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -222,15 +223,17 @@ def _shards(folder: Path) -> Iterator[_Shard]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             yield _Shard(path)
-        except (OSError, LookupError, TypeError, ValueError, AttributeError, SafetensorError):
+        except DAMAGE:
             path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process deleted it
+            continue
 
 
 def _is_whole(path: Path) -> bool:
     try:
         shard = _Shard(path)
         shard.read(np.arange(len(shard.keys)))
-    except Exception:
+    except (*DAMAGE, FileNotFoundError):
         return False
     return True
 

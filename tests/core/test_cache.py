@@ -180,6 +180,23 @@ def test_damage_is_noticed_as_rows_are_read(tmp_path: Path, damage: Callable[[by
     check(Encoder(items).table(tmp_path, items), items)
 
 
+def test_a_shard_that_cannot_be_read_now_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, encoder = names(4), Encoder()
+    filled(tmp_path, items)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "safe_open", raising(PermissionError("not now")))
+        with pytest.raises(PermissionError):
+            encoder.table(tmp_path, items)
+    check(encoder.table(tmp_path, items), items)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*args: object) -> None:
+        raise error
+
+    return fail
+
+
 def test_another_process_may_have_mended_it(tmp_path: Path) -> None:
     items, encoder = names(4), Encoder()
     table = filled(tmp_path, items)

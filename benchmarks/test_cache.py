@@ -3,7 +3,7 @@
 The pipeline is Stable Diffusion 2.1's with a quarter or half of its channels in U-Net, autoencoder and text encoder
 alike, of random weights, at 256 × 256 pixels; pictures are JPEG files of COCO's size. A step is the search's own:
 batch, router, gated student and dense teacher, backward pass. Times are CPU seconds of one thread, so that other work
-on the machine hardly counts, and medians of rounds that alternate. Half the channels take 2.3 GB of memory.
+on the machine hardly counts, and medians of rounds that alternate.
 `pytest benchmarks/test_cache.py --benchmark-only -s`
 """
 

@@ -23,7 +23,7 @@ from aptp.core.balancer import heaviest
 from aptp.core.errors import RequestError
 from aptp.core.files import write_json
 from aptp.core.record import Record
-from aptp.core.router import serve
+from aptp.core.router import PromptBatch, serve
 from aptp.host import Host
 from aptp.routing import read
 
@@ -93,26 +93,30 @@ def calibrate(run: Path, budget: str, prompts: Sequence[str], host: Host) -> Cal
         RequestError: for a run that is not done, prompts that cannot be served, or a budget that no routes can meet.
     """
     bundle = load_finished(run, host)
-    asked = _asked(run, bundle, budget)
-    counts = Counter(prompts)
-    with torch.no_grad():
-        scores = bundle.router.scores(read(bundle, list(counts))).double().cpu()
-    weights = torch.tensor(list(counts.values()), dtype=torch.float64) / len(prompts)
+    asked, counts = _asked(run, bundle, budget), Counter(prompts)
+    return fitted(bundle, asked, read(bundle, list(counts)), list(counts.values()))
+
+
+@torch.no_grad()
+def fitted(bundle: Bundle, budget: BudgetChoice, prompts: PromptBatch, counts: Sequence[int]) -> Calibration:
+    """The same for a budget between the experts' costs, over prompts that each come `counts` times."""
+    scores, total = bundle.router.scores(prompts).double().cpu(), sum(counts)
+    weights = torch.tensor(counts, dtype=torch.float64) / total
     costs = torch.tensor(bundle.fractions, dtype=torch.float64)
     load = torch.tensor(bundle.load, dtype=torch.float64).clamp(min=_UNUSED)
-    bias = fit_bias(scores, weights, costs, load / load.sum(), asked.target)
+    bias = fit_bias(scores, weights, costs, load / load.sum(), budget.target)
 
-    errors, cluster = _cross_errors(run), serve(scores, bundle.own_bias)
+    errors, cluster = _cross_errors(bundle.folder), serve(scores, bundle.own_bias)
 
     def effect(bias: Float[Tensor, "experts"]) -> Effect:
         route = serve(scores, bias)
         cost = float(weights @ costs[route])
-        spread = math.sqrt(float(weights @ (costs[route] - cost).square()) / len(prompts))
+        spread = math.sqrt(float(weights @ (costs[route] - cost).square()) / total)
         error = None if errors is None else float(weights @ errors[route, cluster])
         error = error if error is None or math.isfinite(error) else None
         return Effect(_load(route, weights, len(costs)).tolist(), cost, NORMAL * spread, error)
 
-    return Calibration(bias.tolist(), bundle.fractions, asked, len(prompts), effect(bundle.bias), effect(bias))
+    return Calibration(bias.tolist(), bundle.fractions, budget, total, effect(bundle.bias), effect(bias))
 
 
 def _asked(run: Path, bundle: Bundle, text: str) -> BudgetChoice:

@@ -24,7 +24,7 @@ def generate(
     prompts: Annotated[str, typer.Option(metavar="FILE|-", help=FILE_HELP)],
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 25,
-    guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 7.5,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; the model's own by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise; repetitions of a prompt count on from it.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 16,
     debug: Debug = False,

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 ROUNDS = 5
+CLOCK = time.perf_counter
+"""What tells the time, in seconds, where no GPU computes."""
 
 
 def repeated(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
@@ -28,18 +30,18 @@ def repeated(inputs: Mapping[str, Any], batch: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def latencies_ms(modules: Sequence[nn.Module], inputs: Mapping[str, Any], rounds: int = ROUNDS) -> list[float]:
-    """Median wall time of a call of each module, in milliseconds.
+    """Median wall time of a call of each module, all on one device, in milliseconds.
 
     The modules take turns, so that what else the machine does meanwhile slows all of them alike.
     """
-    taken = []
+    taken, device = [], modules[0].device  # diffusers looks through all of a model for its device: not while timing
     for _ in range(rounds + 1):  # the first warms up
         times = []
         for module in modules:
-            start = time.perf_counter()
+            start = CLOCK()
             module(**inputs)
-            _settle(module.device)
-            times.append(time.perf_counter() - start)
+            _settle(device)
+            times.append(CLOCK() - start)
         taken.append(times)
     return [1000 * statistics.median(times) for times in zip(*taken[1:], strict=True)]
 
@@ -51,15 +53,16 @@ def own_times_ms(module: nn.Module, paths: Iterable[str], inputs: Mapping[str, A
     What a module takes counts for it alone, and not for those of the others that it lies in; the sum is the call's.
     On a GPU the stream's own clock is read, so nothing waits before the end of the call.
     """
+    device = module.device  # once: diffusers looks through all of a model for it
     running: list[tuple[str, Any]] = []
     taken: list[tuple[str, str | None, Any, Any]] = []
 
     def enter(path: str) -> Callable[..., None]:
-        return lambda *_: running.append((path, _stamp(module.device)))
+        return lambda *_: running.append((path, _stamp(device)))
 
     def leave(*_: Any) -> None:
         path, start = running.pop()
-        taken.append((path, running[-1][0] if running else None, start, _stamp(module.device)))
+        taken.append((path, running[-1][0] if running else None, start, _stamp(device)))
 
     with ExitStack() as stack:
         for path in {"", *paths}:
@@ -67,7 +70,7 @@ def own_times_ms(module: nn.Module, paths: Iterable[str], inputs: Mapping[str, A
             stack.callback(part.register_forward_pre_hook(enter(path)).remove)
             stack.callback(part.register_forward_hook(leave).remove)
         module(**inputs)
-    _settle(module.device)
+    _settle(device)
     times: dict[str, float] = defaultdict(float)
     for path, around, start, end in taken:
         spent = 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
@@ -80,7 +83,7 @@ def own_times_ms(module: nn.Module, paths: Iterable[str], inputs: Mapping[str, A
 def _stamp(device: torch.device) -> Any:
     """This moment: of the program, in seconds, or of the GPU's stream."""
     if device.type != "cuda":
-        return time.perf_counter()
+        return CLOCK()
     event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event

@@ -37,9 +37,9 @@ class LatencyBudget(BudgetEstimator):
     """Times one call of a batch, in milliseconds.
 
     The model is sliced to several widths, all sites alike, and each part's own time is taken inside the call, where
-    caches and memory are as they are in service: medians of alternating rounds. Between the widths time is taken to
-    be linear, and wider never to be faster (isotonic regression), as calibration needs. The table lies in the cache, by
-    device, versions, model, space, sizes and these options, so that a resumed run finds it.
+    caches and memory are as they are in service: medians of alternating rounds, less what watching takes. Between the
+    widths time is taken to be linear, and wider never to be faster (isotonic regression), as calibration needs. The
+    table lies in the cache, by device, versions, model, space, sizes and these options, so that a resumed run finds it.
 
     Processes of a run that were launched together call `profile` together; the main one measures.
     """
@@ -84,21 +84,40 @@ class LatencyBudget(BudgetEstimator):
             return {path: dict(times) for path, times in json.loads(file.read_text())["milliseconds"].items()}
 
     def _measure(self, module: nn.Module, space: SearchSpace, inputs: Mapping[str, Any]) -> Table:
-        samples: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        levels = np.linspace(0, 1, self.options.widths)
         paths = {site.path for site in space.sites}
+        levels = [_narrowed(space, level) for level in np.linspace(0, 1, self.options.widths).tolist()]
+        kept = [
+            {s.path: len(units) for s, units in zip(space.sites, level.kept, strict=True) if not s.is_block}
+            for level in levels
+        ]
+        samples: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        wholes: list[list[float]] = [[] for _ in levels]
         for round_ in range(self.options.rounds + 1):  # the first warms up
-            for level in levels:
-                architecture = _narrowed(space, float(level))
-                sliced = slice(module, space, architecture).eval()
-                kept = {s.path: len(k) for s, k in zip(space.sites, architecture.kept, strict=True) if not s.is_block}
+            for level, units, whole in zip(levels, kept, wholes, strict=True):
+                sliced = slice(module, space, level).eval()
                 times = own_times_ms(sliced, paths, inputs)
-                for path, spent in times.items() if round_ else ():
-                    samples[path][kept.get(path, 0)].append(spent)
-        return {
-            path: {units: statistics.median(spent) for units, spent in sorted(widths.items())}
-            for path, widths in samples.items()
-        }
+                unwatched = own_times_ms(sliced, (), inputs)[""]
+                if round_:
+                    whole.append(unwatched)
+                    for path, spent in times.items():
+                        samples[path][units.get(path, 0)].append(spent)
+        table = {path: {u: statistics.median(spent) for u, spent in by.items()} for path, by in samples.items()}
+        surplus = statistics.fmean(
+            sum(by[units.get(path, 0)] for path, by in table.items()) - statistics.median(whole)
+            for units, whole in zip(kept, wholes, strict=True)
+        )
+        return _unwatched(table, surplus)
+
+
+def _unwatched(table: Table, surplus: float) -> Table:
+    """Without what watching took: as much for each part, half of it in the part and half in what it lies in."""
+    each = surplus / 2 / max(1, len(table) - 1)
+    less = dict.fromkeys(table, 0.0)
+    for path in table.keys() - {""}:
+        around = max((p for p in table if path.startswith(f"{p}.")), key=len, default="")
+        less[path] += each
+        less[around] += each
+    return {path: {u: max(0.0, ms - less[path]) for u, ms in sorted(by.items())} for path, by in table.items()}
 
 
 def _narrowed(space: SearchSpace, level: float) -> Architecture:

@@ -18,7 +18,7 @@ import aptp
 from aptp.api import denoiser_of
 from aptp.core.slicing import PassThrough
 from aptp.plugins.budgets import latency
-from aptp.plugins.budgets.latency import LatencyBudget, _rising
+from aptp.plugins.budgets.latency import LatencyBudget, _rising, _unwatched
 from aptp.testing import MODELS, tiny_inputs, tiny_space, tiny_unet
 
 
@@ -74,7 +74,7 @@ def test_what_was_measured_once_is_not_measured_again(cache, monkeypatch):
     assert profile(tiny_unet("sd2", seed=1)).fingerprint == first.fingerprint, "weights take no time of their own"
     assert not calls
     assert profile(unet, batch=2).fingerprint != first.fingerprint
-    assert len(calls) == 4, "two widths, a round that warms up and one that counts"
+    assert len(calls) == 8, "two widths, watched and not, a round that warms up and one that counts"
     assert calls[0][2]["sample"].shape[0] == 2
     kept = [json.loads(file.read_text()) for file in cache.glob("*.json")]
     assert len(kept) == 2
@@ -94,9 +94,17 @@ def test_all_of_a_call_is_in_the_table(cache):
     costs = profile(unet)
     (table,) = (json.loads(file.read_text())["milliseconds"] for file in cache.glob("*.json"))
     assert table.keys() == {"", *(site.path for site in tiny_space(unet).sites)}
-    assert all(ms > 0 for times in table.values() for _, ms in times)
+    assert all(ms >= 0 for times in table.values() for _, ms in times)
     own = [_rising(dict(times)) if len(times) > 1 else (times[0][1], ()) for times in table.values()]
     assert costs.dense == pytest.approx(sum(narrowest + sum(steps) for narrowest, steps in own))
+
+
+def test_what_watching_took_is_taken_off():
+    table = {"": {0: 10.0}, "a": {0: 5.0}, "a.b": {2: 4.0, 1: 3.0}, "ab": {1: 0.5}}
+    assert _unwatched(table, 0.0) == table
+    less = _unwatched(table, 6.0)  # of three parts
+    assert less == {"": {0: 8.0}, "a": {0: 3.0}, "a.b": {1: 2.0, 2: 3.0}, "ab": {1: 0.0}}
+    assert list(less["a.b"]) == [1, 2]
 
 
 def test_a_whole_model_is_timed_on_the_same_batch():

@@ -60,7 +60,7 @@ def search_space(
     """
     host = host or default_host()
     chosen = host.create("granularity", granularity, options)
-    return SearchSpace(tuple(chosen.sites(denoiser_of(module, host).anatomy(module))))
+    return SearchSpace(tuple(chosen.sites(denoiser_of(module, host).anatomy(module))), chosen.align)
 
 
 def cost_model(

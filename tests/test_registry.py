@@ -118,6 +118,14 @@ def test_granularities_conform(name, options):
     check_granularity(make("granularity", name, options))
 
 
+@pytest.mark.parametrize("align", [8, 12])
+@names("granularity")
+def test_aligned_granularities_conform(name, align):
+    if "align" not in HOST.options_model("granularity", name).model_fields:
+        pytest.skip("it gates no widths")
+    check_granularity(HOST.create("granularity", name, {"align": align}))
+
+
 @names("budget")
 def test_budgets_conform(name, options):
     check_budget(make("budget", name, options))
@@ -136,8 +144,9 @@ def test_routers_conform(name, balancer, options):
 
 
 @names("pruner")
-def test_pruners_conform(name, options):
-    check_pruner(make("pruner", name, options))
+@pytest.mark.parametrize("align", [1, 8])
+def test_pruners_conform(name, align, options):
+    check_pruner(make("pruner", name, options), align=align)
 
 
 @names("encoder")

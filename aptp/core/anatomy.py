@@ -44,9 +44,10 @@ class Part:
     """One thing that could be gated.
 
     For a width part: `units` equal slices, masked at the input of the layers in `taps` (`channel_dim` is the dimension
-    of that input that holds them), sliced at `cuts`. For a block: one unit, no taps, and `channels` is the width of
-    what it passes on; `streams` names, for a block that answers with several tensors, the arguments that pass for them,
-    in the order of its answer. `inside` names the blocks around the part, outermost first.
+    of that input that holds them), sliced at `cuts`; `channels` is the width of all units. For a block: one unit, no
+    taps, and `channels` is the width of what it passes on; `streams` names, for a block that answers with several
+    tensors, the arguments that pass for them, in the order of its answer. `inside` names the blocks around the part,
+    outermost first.
     """
 
     path: str
@@ -106,7 +107,8 @@ def resnet_channels(path: str, resnet: nn.Module, inside: Sequence[str] = ()) ->
     cuts = [Cut(f"{path}.conv1", "out"), Cut(f"{path}.norm2", "out"), Cut(f"{path}.conv2", "in")]
     if resnet.time_emb_proj is not None:
         cuts.append(Cut(f"{path}.time_emb_proj", "out", shift_chunks))
-    return Part(path, "resnet_channels", resnet.norm2.num_groups, (f"{path}.conv2",), 1, tuple(cuts), 0, tuple(inside))
+    groups, channels = resnet.norm2.num_groups, resnet.norm2.num_channels
+    return Part(path, "resnet_channels", groups, (f"{path}.conv2",), 1, tuple(cuts), channels, tuple(inside))
 
 
 def attention_heads(path: str, attention: nn.Module, inside: Sequence[str] = ()) -> Part:
@@ -149,7 +151,7 @@ def _heads(
             raise RequestError(f"attention {path!r} normalises across heads; its heads cannot be gated one by one.")
     taps = tuple(f"{path}.{name}" for name in columns)
     cuts = (*(Cut(f"{path}.{name}", "out") for name in rows), *(Cut(tap, "in") for tap in taps))
-    return Part(path, kind, attention.heads, taps, -1, cuts, 0, tuple(inside))
+    return Part(path, kind, attention.heads, taps, -1, cuts, attention.inner_dim, tuple(inside))
 
 
 def feedforward_units(path: str, feedforward: nn.Module, inside: Sequence[str] = ()) -> Part:
@@ -158,7 +160,7 @@ def feedforward_units(path: str, feedforward: nn.Module, inside: Sequence[str] =
     hidden = down.in_features
     bundles = next(n for n in range(min(FEEDFORWARD_BUNDLES, hidden), 0, -1) if hidden % n == 0)
     cuts = (Cut(f"{path}.net.0.proj", "out", up.out_features // hidden), Cut(f"{path}.net.2", "in"))
-    return Part(path, "feedforward_units", bundles, (f"{path}.net.2",), -1, cuts, 0, tuple(inside))
+    return Part(path, "feedforward_units", bundles, (f"{path}.net.2",), -1, cuts, hidden, tuple(inside))
 
 
 def block(path: str, channels: int, inside: Sequence[str] = (), streams: Sequence[str] = ()) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,15 +33,28 @@ class SearchSpace:
     """The gated sites of a denoiser; a gate vector holds their units one site after the other.
 
     The last dimension of every gate tensor has `num_gates` = G entries.
+
+    Attributes:
+        sites: what is gated.
+        align: a width site keeps a multiple of so many channels, or stays whole.
     """
 
     sites: tuple[GateSite, ...]
+    align: int = 1
 
     def __post_init__(self) -> None:
         if not self.sites:
             raise RequestError("the search space is empty: this granularity finds nothing to gate in this denoiser.")
         if self.num_gates > MOST_GATES:
             raise RequestError(f"a search space has at most {MOST_GATES:,} gates, not {self.num_gates:,}.")
+        if self.align < 1:
+            raise RequestError(f"align is a number of channels of 1 or more, not {self.align}.")
+        for site in self.sites:
+            if self.align > 1 and not site.is_block and (site.channels < 1 or site.channels % site.units):
+                raise RequestError(
+                    f"width site {site.path!r} has {site.channels} channels in {site.units} units; to be aligned, each "
+                    "unit must have the same number of them, at least 1."
+                )
 
     @cached_property
     def num_gates(self) -> int:
@@ -83,6 +97,30 @@ class SearchSpace:
             for site in self.sites
         )
 
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """For each site how many of its units come and go together: as few as have a multiple of `align` channels."""
+        return tuple(
+            1 if site.is_block else self.align // math.gcd(self.align, site.channels // site.units or 1)
+            for site in self.sites
+        )
+
+    def aligned(self, soft: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch gates"]:
+        """Relaxed gates of which, in each site, the largest `strides` have their mean, then the next as many.
+
+        At any threshold as many stay as keep the width aligned. The smallest, which may be fewer, stay last. Where
+        `align` is 1 nothing changes.
+        """
+        if set(self.strides) == {1}:
+            return soft
+        return torch.cat(
+            [
+                soft[..., place] if size == 1 else _means(soft[..., place], size)
+                for place, size in zip(self.slices, self.strides, strict=True)
+            ],
+            -1,
+        )
+
     def ones(self) -> Float[Tensor, "gates"]:
         """The dense architecture."""
         return torch.ones(self.num_gates)
@@ -102,13 +140,14 @@ class SearchSpace:
         return torch.nn.functional.normalize(own * (alive / units.sqrt())[..., place], dim=-1)
 
     def to_dict(self) -> dict:
-        return {"sites": [{**vars(site), "cuts": tuple(dict(vars(cut)) for cut in site.cuts)} for site in self.sites]}
+        sites = [{**vars(site), "cuts": tuple(dict(vars(cut)) for cut in site.cuts)} for site in self.sites]
+        return {"sites": sites, "align": self.align}
 
     @classmethod
     def from_dict(cls, data: dict) -> SearchSpace:
         """The space that `to_dict` described. Raises `RequestError` for anything else."""
         try:
-            return cls(tuple(_site(s) for s in data["sites"]))
+            return cls(tuple(_site(s) for s in data["sites"]), data.get("align", 1))
         except (KeyError, TypeError) as error:
             raise RequestError(f"this is not a search space: {error}.") from error
 
@@ -126,7 +165,7 @@ def _site(data: dict) -> GateSite:
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """One sub-network: hard gates over a space. A width site always keeps at least one unit."""
+    """One sub-network: hard gates over a space. A width site always keeps at least one unit, and its alignment."""
 
     space: SearchSpace
     gates: Float[Tensor, "gates"]
@@ -141,6 +180,13 @@ class Architecture:
         for site, kept in zip(self.space.sites, self.kept, strict=True):
             if not site.is_block and not kept:
                 raise RequestError(f"width site {site.path!r} has no unit left; at least one must stay.")
+        for site, size, kept in zip(self.space.sites, self.space.strides, self.kept, strict=True):
+            if len(kept) % size and len(kept) != site.units:
+                channels = len(kept) * site.channels // site.units
+                raise RequestError(
+                    f"width site {site.path!r} keeps {channels} of {site.channels} channels, which is no multiple of "
+                    f"the {self.space.align} that this space is aligned to."
+                )
 
     @cached_property
     def kept(self) -> tuple[tuple[int, ...], ...]:
@@ -189,13 +235,21 @@ def _gates_of(space: SearchSpace, kept: Sequence[Sequence[int]]) -> Tensor:
 def harden(
     space: SearchSpace, soft: Float[Tensor, "*batch gates"], threshold: float = 0.5
 ) -> Float[Tensor, "*batch gates"]:
-    """0/1 gates: 1 where `soft` reaches the threshold; a width site that would go empty keeps its largest unit.
+    """0/1 gates: 1 where `soft`, aligned, reaches the threshold; a width site that would go empty keeps its largest.
 
     Carries no gradient (see `Relaxation.straight_through`).
     """
-    hard = (soft.detach() >= threshold).to(soft.dtype)
-    for site, place in zip(space.sites, space.slices, strict=True):
+    soft = space.aligned(soft.detach())
+    hard = (soft >= threshold).to(soft.dtype)
+    for site, place, size in zip(space.sites, space.slices, space.strides, strict=True):
         if not site.is_block:
-            largest = soft.detach()[..., place].argmax(-1, keepdim=True)
+            largest = soft[..., place].argsort(dim=-1, descending=True, stable=True)[..., :size]
             hard[..., place] = hard[..., place].scatter(-1, largest, 1.0)
     return hard
+
+
+def _means(soft: Float[Tensor, "*batch units"], size: int) -> Float[Tensor, "*batch units"]:
+    """Each `size` units from the largest on, and the rest, have their mean."""
+    values, order = soft.sort(dim=-1, descending=True, stable=True)
+    means = [part.mean(-1, keepdim=True).expand_as(part) for part in values.split(size, -1)]
+    return torch.empty_like(soft).scatter(-1, order, torch.cat(means, -1))

@@ -22,8 +22,8 @@ def calibrate(
 ) -> float:
     """The threshold on relaxed gates whose expected cost is nearest to `target`.
 
-    Cost never rises with the threshold, so the levels (the distinct gate values) are bisected. One threshold serves all
-    experts: it moves no route, because routing compares relaxed gates.
+    Cost never rises with the threshold, so the levels (the distinct gate values, aligned) are bisected. One threshold
+    serves all experts: it moves no route, because routing compares relaxed gates.
 
     Raises:
         RequestError: if the target is under the floor of the space.
@@ -33,7 +33,8 @@ def calibrate(
     def cost(threshold: float) -> float:
         return expected_cost(cost_model, harden(cost_model.space, soft, threshold), load)
 
-    levels = torch.cat([soft.new_zeros(1), soft.flatten().unique(), soft.new_full((1,), 2.0)]).tolist()
+    values = cost_model.space.aligned(soft).flatten().unique()
+    levels = torch.cat([soft.new_zeros(1), values, soft.new_full((1,), 2.0)]).tolist()
     low, high = 0, len(levels) - 1
     while high - low > 1:
         middle = (low + high) // 2

@@ -16,6 +16,8 @@ class Granularity(ABC):
     """Chooses gate sites from an anatomy."""
 
     Options: ClassVar[type[BaseModel]]
+    align: int = 1
+    """Widths are kept at multiples of so many channels (`SearchSpace.align`)."""
 
     @abstractmethod
     def __init__(self, options: BaseModel) -> None: ...

@@ -114,7 +114,8 @@ def keep_best(context: PrunerContext, scores: Float[Tensor, "gates"]) -> Archite
 
     Ranks replace scores, so that only their order counts; of equal scores the later gates stay. A gate whose score is
     infinite stays, whatever the budget. Where no threshold comes within 1% of the target, gates that would take the
-    cost further below it are passed over, and those with the next higher scores go.
+    cost further below it are passed over, and those with the next higher scores go. In an aligned space units
+    go as many at a time as keep a width aligned, and one that stays keeps those it would go with.
 
     Raises:
         RequestError: for a budget under the floor of the space, or of the gates that may go.
@@ -122,13 +123,15 @@ def keep_best(context: PrunerContext, scores: Float[Tensor, "gates"]) -> Archite
     if scores.isnan().any():
         site = context.space.sites[int(context.space.site_of_gate[int(scores.isnan().nonzero()[0])])]
         raise RequestError(f"a score of {site.path!r} is not a number; the model's weights or gradients are damaged.")
+    scores = context.space.aligned(scores.double())
     check_reach(context, scores.isfinite())
-    order = scores.double().argsort(stable=True)
+    order = scores.argsort(stable=True)
     ranks = order.argsort().double() / scores.numel()
     threshold = calibrate(context.cost_model, ranks[None], torch.ones(1), context.target)
     gates = harden(context.space, ranks, threshold)
     if _miss(context, gates) > TOLERANCE:
-        gates = min(gates, _passing_over(context, order[scores[order].isfinite()]), key=lambda g: _miss(context, g))
+        passing = _passing_over(context, ranks, order[scores[order].isfinite()])
+        gates = min(gates, passing, key=lambda g: _miss(context, g))
     return Architecture(context.space, gates.float())
 
 
@@ -136,15 +139,18 @@ def _miss(context: PrunerContext, gates: Float[Tensor, "gates"]) -> float:
     return abs(float(context.cost_model.fraction(gates)) / context.target - 1)
 
 
-def _passing_over(context: PrunerContext, order: Int[Tensor, "going"]) -> Float[Tensor, "gates"]:
-    """Close the gates in `order`, but for those that would overshoot, until the target is met."""
-    gates = context.space.ones().double()
+def _passing_over(
+    context: PrunerContext, ranks: Float[Tensor, "gates"], order: Int[Tensor, "going"]
+) -> Float[Tensor, "gates"]:
+    """Close the gates in `order`, with those they go with, but for what would overshoot, until the target is met."""
+    space = context.space
+    gates, ranks = space.ones().double(), space.aligned(ranks)
     for gate in order.tolist():
-        site = int(context.space.site_of_gate[gate])
-        if not context.space.sites[site].is_block and gates[context.space.slices[site]].sum() == 1:
+        site = int(space.site_of_gate[gate])
+        going = (ranks == ranks[gate]) & (space.site_of_gate == site)
+        fewer = torch.where(going, 0.0, gates)
+        if not space.sites[site].is_block and fewer[space.slices[site]].sum() == 0:
             continue
-        fewer = gates.clone()
-        fewer[gate] = 0.0
         if context.cost_model.fraction(fewer) >= context.target * (1 - TOLERANCE):
             gates = fewer
         if _miss(context, gates) <= TOLERANCE:

@@ -21,7 +21,8 @@ class Relaxation:
 
     Width: m = σ((ℓ + noise + o) / T). Depth: q = flip(cumsum(softmax(v))) along the depth order (outermost first), so
     the gates never rise towards the inside and depth goes from the inside out; m = σ((logit(q) + noise + o) / T) with
-    one noise for the whole row. (APTP, "Gumbel-Sigmoid" and "ordered depth".)
+    one noise for the whole row. (APTP, "Gumbel-Sigmoid" and "ordered depth".) In an aligned space the width gates
+    come out aligned.
     """
 
     def __init__(self, space: SearchSpace, options: RelaxationOptions) -> None:
@@ -57,7 +58,7 @@ class Relaxation:
             shift = self.options.depth_offset - self.options.offset
             logits = logits.index_copy(-1, order, q.logit() + shift)
             noise = noise.index_copy(-1, order, noise[..., order[:1]].expand_as(q))
-        return ((logits + noise + self.options.offset) / self.options.temperature).sigmoid()
+        return self.space.aligned(((logits + noise + self.options.offset) / self.options.temperature).sigmoid())
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         everyone = like.shape[0] * distributed.processes(), *like.shape[1:]

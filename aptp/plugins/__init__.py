@@ -90,7 +90,10 @@ def aptp_granularities() -> list[PluginSpec]:
     target = "aptp.plugins.granularities"
     return [
         PluginSpec(
-            "width", f"{target}.width:Width", "channel groups, heads and feed-forward bundles", f"{OPTIONS}:NoOptions"
+            "width",
+            f"{target}.width:Width",
+            "channel groups, heads and feed-forward bundles",
+            f"{OPTIONS}:WidthOptions",
         ),
         PluginSpec("depth", f"{target}.depth:Depth", "whole blocks", f"{OPTIONS}:DepthOptions"),
         PluginSpec(

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from aptp.core.options import Options
 
+_ALIGN = Field(1, ge=1, description="keep widths at multiples of so many channels, or whole")
+
 
 class NoOptions(Options):
     """A strategy with nothing to set."""
@@ -90,12 +92,19 @@ class DepthOptions(Options):
     )
 
 
+class WidthOptions(Options):
+    """Which widths the sites may have."""
+
+    align: int = _ALIGN
+
+
 class WidthDepthOptions(Options):
-    """Which blocks are depth sites beside all width sites."""
+    """Which blocks are depth sites beside all width sites, and which widths those may have."""
 
     blocks: Literal["all", "last"] = Field(
         "last", description="every block that can go, or APTP's: the last of each stage"
     )
+    align: int = _ALIGN
 
 
 class LatencyOptions(Options):

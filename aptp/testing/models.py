@@ -10,11 +10,10 @@ import torch
 from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from aptp.api import denoiser_of
+from aptp.api import denoiser_of, search_space
 from aptp.core.architecture import SearchSpace
 from aptp.core.budget import CostModel
 from aptp.plugins.budgets.macs import MacsBudget
-from aptp.plugins.granularities.width_depth import WidthDepth
 
 Family = Literal["sd1", "sd2", "sdxl"]
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -152,9 +151,9 @@ def tiny_inputs(
     return fill("", inputs)
 
 
-def tiny_space(model: nn.Module) -> SearchSpace:
-    """APTP's own space, with every block a depth site."""
-    return SearchSpace(tuple(WidthDepth(WidthDepth.Options(blocks="all")).sites(denoiser_of(model).anatomy(model))))
+def tiny_space(model: nn.Module, align: int = 1) -> SearchSpace:
+    """APTP's own space, with every block a depth site, its widths at multiples of so many channels."""
+    return search_space(model, "width-depth", blocks="all", align=align)
 
 
 def tiny_cost_model(model: nn.Module, space: SearchSpace) -> CostModel:

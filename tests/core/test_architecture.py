@@ -43,7 +43,7 @@ def test_places():
 
 def test_what_describes_a_space_is_all_of_its_sites():
     space = tiny_space(tiny_unet("sd2"))
-    assert space.to_dict() == {"sites": [dataclasses.asdict(site) for site in space.sites]}
+    assert space.to_dict() == {"sites": [dataclasses.asdict(site) for site in space.sites], "align": 1}
 
 
 def test_an_empty_space_is_refused():
@@ -171,3 +171,77 @@ def test_hardening(space, threshold, seed):
             if not site.is_block and expected.sum() == 0:
                 expected[soft_row[place].argmax()] = 1.0
             assert torch.equal(row[place], expected)
+
+
+def aligned_space(sites: list[tuple[int, int]], align: int) -> SearchSpace:
+    """A width site for each pair of its number of units and the channels of one, and a block."""
+    parts = [
+        Part(f"site{index}", "attention_heads", units, channels=units * size)
+        for index, (units, size) in enumerate(sites)
+    ]
+    return SearchSpace((*parts, Part("block", "block", 1, channels=7)), align)
+
+
+aligned = st.builds(
+    aligned_space,
+    st.lists(st.tuples(st.integers(1, 32), st.sampled_from([1, 2, 6, 10, 20, 40, 64])), min_size=1, max_size=4),
+    st.sampled_from([1, 2, 3, 8, 12, 16, 32, 64]),
+)
+
+
+@given(space=aligned, seed=st.integers(0, 99))
+def test_widths_are_aligned_at_every_threshold(space, seed):
+    torch.manual_seed(seed)
+    soft = torch.rand(2, space.num_gates)
+    before = space.ones().expand_as(soft)
+    for threshold in torch.linspace(0, 1.01, 12).tolist():
+        hard = harden(space, soft, threshold)
+        assert (hard <= before).all(), "what a lower threshold closes stays closed"
+        for row in hard:
+            for site, kept in zip(space.sites, Architecture(space, row).kept, strict=True):
+                channels = len(kept) * site.channels // site.units
+                assert site.is_block or channels % space.align == 0 or channels == site.channels
+                assert site.is_block or channels
+        before = hard
+    assert space.align > 1 or torch.equal(harden(space, soft, 0.5), harden(SearchSpace(space.sites), soft, 0.5))
+
+
+@given(space=aligned, seed=st.integers(0, 99))
+def test_what_goes_together_is_next_in_size_and_keeps_the_sum(space, seed):
+    torch.manual_seed(seed)
+    soft = torch.rand(3, space.num_gates, dtype=torch.float64, requires_grad=True)
+    together = space.aligned(soft)
+    for site, place, size in zip(space.sites, space.slices, space.strides, strict=True):
+        assert site.is_block or size * site.channels // site.units % space.align == 0
+        own, order = together[:, place], soft[:, place].argsort(-1, descending=True)
+        torch.testing.assert_close(own.sum(-1), soft[:, place].sum(-1))
+        steps = own.gather(-1, order).diff(dim=-1)
+        assert (steps <= 1e-12).all(), "a larger gate stays the larger"
+        assert all(abs(step) <= 1e-12 for row in steps.tolist() for i, step in enumerate(row) if (i + 1) % size)
+    (slope,) = torch.autograd.grad(together.sum(), soft)
+    torch.testing.assert_close(slope, torch.ones_like(soft))
+
+
+def test_the_least_that_is_aligned_stays():
+    space = aligned_space([(8, 10), (3, 10), (6, 6)], 20)
+    assert space.strides == (2, 2, 10, 1)
+    assert harden(space, torch.zeros(space.num_gates)).tolist() == [1, 1] + [0] * 6 + [1, 1, 0] + [1] * 6 + [0]
+    few = Architecture.random(space, keep=0.0)
+    assert [len(kept) for kept in few.kept[:3]] == [2, 2, 6]
+
+
+def test_what_is_not_aligned_is_refused(tmp_path):
+    space = aligned_space([(8, 10)], 20)
+    gates = space.ones()
+    gates[0] = 0
+    with pytest.raises(RequestError, match="'site0' keeps 70 of 80 channels, which is no multiple of the 20"):
+        Architecture(space, gates)
+    with pytest.raises(RequestError, match=r"'site' has 0 channels in 4 units"):
+        SearchSpace((Part("site", "attention_heads", 4),), align=8)
+    with pytest.raises(RequestError, match="1 or more, not 0"):
+        SearchSpace(space.sites, align=0)
+    gates[1] = 0
+    Architecture(space, gates).save(tmp_path / "a.json")
+    again = Architecture.load(tmp_path / "a.json").space
+    assert again == space
+    assert again.signature != SearchSpace(space.sites).signature

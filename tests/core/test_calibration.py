@@ -42,6 +42,19 @@ def test_the_budget_is_met(seed, experts, share):
     assert error <= max(0.01 * target, level_at(soft, load, threshold) / 2 + 1e-12)
 
 
+@given(seed=st.integers(0, 10**6), share=st.floats(0.05, 1.0), align=st.sampled_from([8, 16]))
+def test_an_aligned_budget_is_met_within_half_a_level(seed, share, align):
+    space = tiny_space(UNET, align)
+    costs = tiny_cost_model(UNET, space)
+    soft, load = drawn(seed, 2)
+    target = costs.floor + share * (1 - costs.floor)
+    found = expected_cost(costs, harden(space, soft, calibrate(costs, soft, load, target)), load)
+    reached = [expected_cost(costs, harden(space, soft, t), load) for t in [0.0, *soft.unique().tolist(), 2.0]]
+    assert abs(found - target) <= min(abs(cost - target) for cost in reached) + 1e-12
+    above, below = (min([c for c in reached if c >= target], default=1), max([c for c in reached if c <= target]))
+    assert abs(found - target) <= (above - below) / 2 + 1e-12
+
+
 @given(seed=st.integers(0, 10**6), experts=st.integers(1, 3), bits=st.integers(1, 3))
 def test_no_threshold_is_nearer(seed, experts, bits):
     soft, load = drawn(seed, experts)

@@ -35,6 +35,26 @@ def test_comes_within_one_percent_where_units_are_small(asked: PrunerContext, ta
     assert float(cost) == pytest.approx(target, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("align", [8, 16])
+@pytest.mark.parametrize("target", [0.9, 0.6])
+def test_aligned_units_go_together(target: float, align: int) -> None:
+    unet = tiny_unet()
+    context = tiny_pruner_context(unet, tiny_space(unet, align), target)
+    cost = float(context.cost_model.fraction(keep_best(context, random_scores(context)).gates))
+    assert cost == pytest.approx(target, rel=0.05)
+
+
+def test_a_unit_that_stays_keeps_those_it_goes_with() -> None:
+    unet = tiny_unet()
+    context = tiny_pruner_context(unet, tiny_space(unet, 8), 0.7)
+    scores = random_scores(context)
+    place = next(p for p, size in zip(context.space.slices, context.space.strides, strict=True) if size == 2)
+    scores[place.start] = torch.inf
+    best = int(scores[place.start + 1 : place.stop].argmax()) + place.start + 1
+    kept = keep_best(context, scores).gates
+    assert kept[place.start] == kept[best] == 1
+
+
 def test_only_a_gate_that_overshoots_is_passed_over() -> None:
     """Of blocks alone: those below the last one that goes are gone, but for those that cost too much by then."""
     unet = tiny_unet()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -125,3 +127,19 @@ def test_soft_gates_draw_nothing_and_samples_follow_their_generator():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(**draws, hard=st.booleans())
+def test_aligned_widths_come_and_go_together(seed, scale, hard):
+    sites = tuple(dataclasses.replace(site, channels=10 * site.units) for site in SPACE.sites)
+    space = SearchSpace(sites, align=20)
+    logits, generator = draw(seed, scale)
+    logits.requires_grad_()
+    gates = Relaxation(space, RelaxationOptions(hard=hard)).sample(logits, generator)
+    for site, place in zip(space.sites, space.slices, strict=True):
+        if not site.is_block:
+            first, second, third = gates[:, place].sort(-1, descending=True).values.unbind(-1)
+            torch.testing.assert_close(first, second)
+            assert (third <= second + 1e-6).all()
+    gates.sum().backward()
+    assert logits.grad.isfinite().all()

@@ -46,6 +46,22 @@ def test_experts_are_the_thresholded_codes_as_they_are_served(open_work) -> None
     assert answer.expected == pytest.approx(float((work.cost_model.fraction(kept) * answer.load).sum()))
 
 
+def test_an_aligned_search_ends_on_aligned_experts(open_work) -> None:
+    chosen = {"name": "width-depth", "blocks": "all", "align": 8}
+    work = open_work(granularity=chosen, search={"steps": 5, "batch": 8})
+    answer = search(work)
+    assert {1, 2} <= set(work.space.strides)
+    for architecture in answer.architectures:
+        widths = [
+            (site, len(kept) * site.channels // site.units)
+            for site, kept in zip(work.space.sites, architecture.kept, strict=True)
+            if not site.is_block
+        ]
+        assert all(width % 8 == 0 or width == site.channels for site, width in widths)
+        assert any(width < site.channels for site, width in widths)
+    assert answer.expected == pytest.approx(0.7, rel=0.03)
+
+
 def test_the_denoiser_does_not_change(open_work) -> None:
     work = open_work(search={"steps": 2, "batch": 4})
     before = {name: value.clone() for name, value in work.dense.state_dict().items()}

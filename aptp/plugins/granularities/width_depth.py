@@ -17,6 +17,7 @@ class WidthDepth(Granularity):
 
     def __init__(self, options: WidthDepthOptions) -> None:
         self.options = options
+        self.align = options.align
 
     def sites(self, anatomy: Anatomy) -> Sequence[GateSite]:
         return [

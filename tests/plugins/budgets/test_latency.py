@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -127,3 +130,22 @@ def test_wider_is_never_faster(times, seed):
     if times == sorted(times):
         for count, time in zip(units, times, strict=True):
             assert every[count - 1] == pytest.approx(time)
+
+
+def process(rank: int, folder: str) -> None:
+    """One of two, whose clock goes at a pace of its own, with a cache of its own."""
+    torch.set_num_threads(1)
+    os.environ["APTP_CACHE"] = f"{folder}/{rank}"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    latency.own_times_ms = lambda *given: {path: (1 + rank) * ms for path, ms in weighed(*given).items()}
+    Path(folder, f"{rank}.txt").write_text(profile(tiny_unet("sd2")).fingerprint)
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_main_one_s_table(tmp_path):
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert list(tmp_path.glob("0/latency/*.json"))
+    assert not (tmp_path / "1").exists(), "the other measures nothing"

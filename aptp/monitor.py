@@ -149,7 +149,7 @@ def _share(flags: Sequence[bool]) -> Interval | None:
     share, pull = sum(flags) / count, NORMAL**2 / count
     middle = (share + pull / 2) / (1 + pull)
     within = NORMAL / (1 + pull) * math.sqrt(share * (1 - share) / count + pull / (4 * count))
-    return Interval(share, middle - within, middle + within)
+    return Interval(share, max(0.0, middle - within), min(1.0, middle + within))
 
 
 def _of_distance(far: Interval | None, count: int) -> list[str]:

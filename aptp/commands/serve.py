@@ -34,7 +34,10 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to its answer.")] = DEFAULT.timeout,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps, unless asked.")] = DEFAULT.steps,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Scale of guidance, unless asked; the model's own by default.")
+        float | None,
+        typer.Option(
+            min=0, max=DEFAULT.max_guidance, help="Scale of guidance, unless asked; the model's own by default."
+        ),
     ] = DEFAULT.guidance,
     max_steps: Annotated[int, typer.Option(min=1, help="Most sampling steps of a request.")] = DEFAULT.max_steps,
     max_count: Annotated[int, typer.Option(min=1, help="Most pictures of a request.")] = DEFAULT.max_count,

@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -141,6 +141,11 @@ def create_app(service: Service, *, key: str | None = None, hosts: frozenset[str
     @app.exception_handler(Refusal)
     async def refuse(_: Request, refusal: Refusal) -> Response:
         return refusal.response()
+
+    @app.exception_handler(ClientDisconnect)
+    async def leave(_: Request, __: ClientDisconnect) -> Response:
+        """It left before its request was whole."""
+        return Response(status_code=GONE)
 
     @app.exception_handler(HTTPException)
     async def refuse_early(_: Request, error: HTTPException) -> Response:

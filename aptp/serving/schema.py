@@ -92,7 +92,7 @@ def read(body: bytes, limits: Limits, *, model: str, size: str) -> Order:
     bounds = {"n": limits.max_count, "steps": limits.max_steps, "guidance": limits.max_guidance}
     for name, most in bounds.items():
         if (given := getattr(asked, name)) is not None and given > most:
-            raise _wrong(name, f"{name} is {given}; {most} is the most that this server takes.")
+            raise _wrong(name, f"{name} is {_short(given)}; {most} is the most that this server takes.")
     first = asked.seed if asked.seed is not None else secrets.randbelow(2**31)
     return Order(
         asked.prompt,

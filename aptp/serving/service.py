@@ -67,8 +67,12 @@ class Service:
             route = await self.engine.route(order.prompt)
             manner = Manner(route.expert, order.steps, order.guidance, order.negative_prompt is not None)
             sketches = [Sketch(order.prompt, order.negative_prompt, seed) for seed in order.seeds]
-            pictures = await asyncio.gather(*(self._batcher.put(manner, sketch) for sketch in sketches))
-            return Drawn(route, pictures)
+            wanted = [self._batcher.put(manner, sketch) for sketch in sketches]
+            try:
+                return Drawn(route, await asyncio.gather(*wanted))
+            finally:
+                for picture in wanted:  # where one failed, nobody waits for the others
+                    picture.cancel()
         finally:
             self.taken -= count
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from aptp.serving.app import create_app
+from aptp.serving.engine import Manner, Sketch
 from aptp.serving.limits import Limits
 from aptp.serving.service import Service
 
@@ -255,6 +256,32 @@ def test_what_is_not_begun_for_a_client_who_left_is_dropped(pen) -> None:
     assert service.metrics.registry.get_sample_value("aptp_requests_total", {"status": "499"}) == 1
     assert service.taken == 0
     assert pen.batches == []
+
+
+@pytest.mark.parametrize("body", [[], [b'{"prompt": "a red ']])
+def test_a_client_who_leaves_within_its_body_is_no_failure(pen, body: list[bytes]) -> None:
+    async def receive() -> dict[str, Any]:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": True}
+        return {"type": "http.disconnect"}
+
+    service = Service(pen, Limits())
+    assert called(service, receive)[0]["status"] == 499
+    assert service.metrics.registry.get_sample_value("aptp_requests_total", {"status": "499"}) == 1
+
+
+def test_where_a_picture_fails_the_others_of_its_request_are_dropped(pen, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def draw(manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+        pen.batches.append((manner, list(sketches)))
+        await asyncio.sleep(0.02)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(pen, "draw", draw)
+    service = Service(pen, Limits(batch=1, wait=0))
+    with TestClient(create_app(service), "http://localhost", raise_server_exceptions=False) as client:
+        refused(ask(client, n=4), 500)
+        until(lambda: figure(client, "aptp_waiting_pictures") == 0)
+    assert len(pen.batches) <= 2
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(pen) -> None:

@@ -29,6 +29,7 @@ def refusal(*arguments: str, env: dict[str, str] | None = None) -> str:
     [
         (["--host", "0.0.0.0", "--port", "0"], "--host 0.0.0.0 lets others in, so it needs an API key"),
         (["--steps", "30", "--max-steps", "20"], "--steps 30 is more than --max-steps 20"),
+        (["--guidance", "31"], "'--guidance'"),
         (["--max-count", "9", "--queue", "8"], "--max-count 9 is more than --queue 8"),
         (["--port", "70000"], "'--port'"),
         (["--batch", "0"], "'--batch'"),

@@ -57,6 +57,7 @@ BAD: dict[str, tuple[bytes | dict[str, Any], str | None, str]] = {
     "long negative": ({"prompt": "x", "negative_prompt": "x" * 41}, "negative_prompt", "41 characters"),
     "none": ({"prompt": "x", "n": 0}, "n", "n is 0"),
     "many": ({"prompt": "x", "n": 4}, "n", "n is 4; 3 is the most"),
+    "very many": (b'{"prompt": "x", "n": ' + b"9" * 4000 + b"}", "n", "3 is the most"),
     "half a picture": ({"prompt": "x", "n": 1.5}, "n", "valid integer"),
     "true": ({"prompt": "x", "n": True}, "n", "valid integer"),
     "size": ({"prompt": "x", "size": "1024x1024"}, "size", "size is '1024x1024'; this model draws '64x64'"),

@@ -233,7 +233,9 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         )
     except RequestError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, LookupError, ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError,
+    ) as error:  # fmt: skip
         raise RequestError(f"the router of {str(run)!r} is damaged: {gist(error)}") from error
 
 

@@ -127,7 +127,7 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
             ):
                 continue
         raise ValueError(f"its part {part!r} is {entry!r}, which is none of diffusers or transformers")
-    for path in sorted(folder.rglob("*.index.json")):
+    for path in sorted(folder.rglob("*.index*.json")):  # of a variant: .index.fp16.json
         for weights in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
             if Path(weights).name != weights:
                 raise ValueError(f"its file {path.name!r} names weights {weights!r} in another folder")

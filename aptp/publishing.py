@@ -14,7 +14,7 @@ from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.files import write_json, write_text
-from aptp.core.manifest import SUFFIXES, Manifest, may_travel
+from aptp.core.manifest import MANIFEST, SUFFIXES, Manifest, may_travel
 from aptp.core.record import Record
 from aptp.core.slicing import SHARED, save_expert
 from aptp.host import default_host
@@ -73,7 +73,8 @@ def find_bundle(name: str) -> Path:
     """The folder of a bundle or a run: `name` itself, or the hub's `owner/name`, or `owner/name@revision`.
 
     Raises:
-        RequestError: if it is neither there nor to be had from the hub.
+        RequestError: if it is neither there nor to be had from the hub, or has no manifest there: a run is trusted as
+            nothing from elsewhere is.
     """
     if (folder := Path(name).expanduser()).is_dir():
         return folder
@@ -81,11 +82,17 @@ def find_bundle(name: str) -> Path:
         raise RequestError(f"bundle {name!r} is neither a folder nor a hub name (owner/name, or owner/name@revision).")
     from huggingface_hub import snapshot_download
 
-    kinds = [*PAPERS, *(f"*{suffix}" for suffix in filter(None, SUFFIXES))]
+    papers = [*PAPERS, *(f"*/{paper}" for paper in PAPERS)]
+    kinds = [*papers, *(f"*{suffix}" for suffix in filter(None, SUFFIXES))]
     try:
-        return Path(snapshot_download(hub["name"], revision=hub["revision"], allow_patterns=kinds))
+        folder = Path(snapshot_download(hub["name"], revision=hub["revision"], allow_patterns=kinds))
     except Exception as error:  # the hub's client raises errors of several families
         raise unavailable("bundle", name, error) from error
+    if not (folder / MANIFEST).is_file():
+        raise RequestError(
+            f"{name!r} is no bundle: it has no {MANIFEST}; write one with aptp export, or download the run."
+        )
+    return folder
 
 
 def push_bundle(
@@ -129,9 +136,8 @@ def _assemble(bundle: Bundle, made: Path) -> None:
     router["model"] = _public(router["model"])
     encoder = router["encoder"].get("model")
     if encoder and (folder := Path(encoder).expanduser()).is_dir():
-        _copy(
-            folder, made / ENCODER, (path.relative_to(folder) for path in folder.glob("**/[!.]*") if may_travel(path))
-        )
+        files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if may_travel(path))
+        _copy(folder, made / ENCODER, (file for file in files if not any(part.startswith(".") for part in file.parts)))
         router["encoder"]["model"] = _public(encoder)
     write_json(made / "router/router.json", router)
     write_text(made / "README.md", card(_contents(bundle, made, router, papers), _record(run)))

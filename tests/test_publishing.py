@@ -14,6 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import aptp
 from aptp.bundle import load_bundle
@@ -119,6 +120,8 @@ def test_a_static_pruner_is_a_bundle_too(finished, tmp_path: Path) -> None:
 def test_an_encoder_of_this_machine_travels(finished, bundle: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
     encoder = Path(shutil.copytree(package_folder(), tmp_path / "words"))
+    (encoder / ".git").mkdir()
+    (encoder / ".git/HEAD").write_text("ref: refs/heads/main")
     own = {"name": "sentence-transformers", "model": str(encoder), "max_tokens": 24}
     edit(run / "router/router.json", lambda data: data.update(encoder=own))
     aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
@@ -184,12 +187,18 @@ def router(**entries: object) -> Callable[[Path], object]:
     return lambda folder: edit(folder / "router/router.json", lambda data: data.update(entries))
 
 
-def beside(folder: Path) -> None:
+def without_experts(folder: Path) -> None:
+    """A router whose bias has no entries."""
+    state = load_file(folder / "router/router.safetensors")
+    save_file(state | {"__bias__": torch.zeros(0, dtype=torch.float64)}, folder / "router/router.safetensors")
+
+
+def beside(folder: Path, variant: str = "") -> None:
     """Weights that are said to lie in parts, one of them elsewhere."""
     home = folder / "model/unet"
     (home / "diffusion_pytorch_model.safetensors").unlink()
     parts = {"weight_map": {"conv_in.weight": "../../../outside.safetensors"}}
-    (home / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(parts))
+    (home / f"diffusion_pytorch_model.safetensors.index{variant}.json").write_text(json.dumps(parts))
 
 
 MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
@@ -202,6 +211,8 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a pipeline of another kind": ("no pipeline of diffusers", index(_class_name="UNet2DConditionModel")),
     "no pipeline": ("no pipeline of diffusers", index(_class_name=None)),
     "weights elsewhere": ("in another folder", beside),
+    "weights elsewhere, in half precision": ("in another folder", lambda folder: beside(folder, ".fp16")),
+    "no experts": ("damaged", without_experts),
     "an encoder elsewhere": (
         "lies outside",
         router(encoder={"name": "sentence-transformers", "model": "/etc", "max_tokens": 24}),
@@ -289,6 +300,30 @@ def test_a_bundle_comes_from_the_hub(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     own = RoutedPipeline.from_pretrained("someone/bundle@v1", device="cpu")
     assert np.array_equal(drawn(own, experts=[0, 1, 2]), drawn(pipe, experts=[0, 1, 2]))
+
+
+def test_all_that_a_manifest_names_is_fetched(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copied / "model/LICENSE").write_text("Draw no harm.")
+    Manifest.of(copied).save()
+
+    def fetch(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        for file in huggingface_hub.utils.filter_repo_objects(read(copied), allow_patterns=allow_patterns):
+            (tmp_path / "snapshot" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(copied / file, tmp_path / "snapshot" / file)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert "model/LICENSE" in Manifest.load(find_bundle("someone/bundle")).files
+
+
+def test_what_has_no_manifest_does_not_come_from_the_hub(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is trusted: its encoder may lie anywhere."""
+    (cached(bundle, tmp_path) / MANIFEST).unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RequestError, match=r"'someone/bundle' is no bundle: it has no manifest\.json"):
+        find_bundle("someone/bundle")
 
 
 @pytest.mark.parametrize(

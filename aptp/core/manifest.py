@@ -26,6 +26,8 @@ SUFFIXES = ("", ".json", ".safetensors", ".txt", ".model", ".md")
 """Of the files that a bundle may have: configurations, weights, vocabularies, licences; nothing that is unpickled."""
 NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
 """A path inside the bundle: no part is empty, hidden or `..`."""
+LONGEST = 255
+"""Bytes of such a path: what every file system takes."""
 BLOBS = "blobs"
 """Where the hub's cache keeps the files to which the names in `snapshots/COMMIT` are links."""
 
@@ -161,7 +163,7 @@ def _read(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _entry(name: str, entry: Any, refuse: Any) -> tuple[int, str]:
-    if not NAME.fullmatch(name) or name == MANIFEST:
+    if not NAME.fullmatch(name) or name == MANIFEST or len(name.encode()) > LONGEST:
         raise refuse(f"{name[:100]!r} is no name of a file inside the bundle")
     if PurePath(name).suffix not in SUFFIXES:
         raise refuse(f"{name!r} is of a kind that no bundle has; {', '.join(filter(None, SUFFIXES))} are right")

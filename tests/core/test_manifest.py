@@ -151,6 +151,7 @@ NO_MANIFESTS = {
             "weights.ckpt",
             "weights.pt",
             "a\nb.json",
+            "x" * 300 + ".json",
             MANIFEST,
         )
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,8 @@ from aptp.routing import DENSE
 
 class Experts:
     """Experts by number, and under `DENSE` the dense model; an expert is read when it is first asked for.
+
+    Threads may share them: each is read once.
 
     Args:
         dense: the dense model, on the device and in the type in which experts are wanted.
@@ -27,25 +30,29 @@ class Experts:
         self.device, self.dtype, self.memory_limit = dense.device, dense.dtype, memory_limit
         self._read = read
         self._loaded = {DENSE: dense}  # in the order of their last use
+        self._lock = threading.RLock()
 
     def __getitem__(self, index: int) -> nn.Module:
-        model = self._loaded.pop(index, None)
-        if model is None:
-            model = self._read(index, self.dtype)
-        self._make_room(size_of(model))
-        self._loaded[index] = model
-        return nn.Module.to(model, self.device)
+        with self._lock:
+            model = self._loaded.pop(index, None)
+            if model is None:
+                model = self._read(index, self.dtype)
+            self._make_room(size_of(model))
+            self._loaded[index] = model
+            return nn.Module.to(model, self.device)
 
     def is_ready(self, index: int) -> bool:
         """Whether an expert is on the device already."""
-        return index in self._loaded and self._loaded[index].device.type == self.device.type
+        with self._lock:
+            return index in self._loaded and self._loaded[index].device.type == self.device.type
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Have experts on `device` and in `dtype` from now on. The dense model has been moved with its pipeline."""
-        self.device, self.dtype = device, dtype
-        for index, model in self._loaded.items():
-            if index != DENSE:
-                nn.Module.to(model, "cpu", dtype)  # until it is asked for; diffusers' own `to` remarks on casts
+        with self._lock:
+            self.device, self.dtype = device, dtype
+            for index, model in self._loaded.items():
+                if index != DENSE:
+                    nn.Module.to(model, "cpu", dtype)  # until it is asked for; diffusers' own `to` remarks on casts
 
     def _make_room(self, size: int) -> None:
         if self.memory_limit is None:

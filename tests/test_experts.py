@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +53,21 @@ def test_an_expert_is_read_once(open_experts, reads: list[int]) -> None:
     assert experts[DENSE] is dense
     assert reads == [1, 0]
     assert experts.is_ready(1)
+
+
+def test_threads_read_an_expert_once() -> None:
+    reads: list[int] = []
+
+    def read(index: int, dtype: torch.dtype) -> nn.Module:
+        reads.append(index)
+        time.sleep(0.05)
+        return Denoiser()
+
+    experts = Experts(Denoiser(), read)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(experts.__getitem__, [0] * 4))
+    assert reads == [0]
+    assert all(expert is found[0] for expert in found)
 
 
 def test_who_was_not_asked_for_longest_makes_room(open_experts, reads: list[int]) -> None:

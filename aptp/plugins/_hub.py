@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise ValueError("it has no tokenizer.json")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_complete(kind: Any, folder: Path, **settings: object) -> Any:

@@ -33,7 +33,7 @@ class ClipTextEncoder(PromptEncoder):
     def __init__(self, options: HubOptions) -> None:
         self.folder = find_folder("encoder", options.model, options.revision)
         with loading("encoder", options.model, RIGHT):
-            config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
             text: Any
             if isinstance(config, CLIPConfig):
                 text = config.text_config

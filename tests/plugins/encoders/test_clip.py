@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,12 @@ def test_folders_without_such_a_model(tmp_path: Path, capfd: pytest.CaptureFixtu
         encoder(tmp_path)
     assert all("\n" not in str(error.value) and str(tmp_path) in str(error.value) for error in (empty, other, wordless))
     assert capfd.readouterr() == ("", "")
+
+
+def test_code_of_a_model_is_not_run_and_not_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
+    own = {"model_type": "stowaway", "auto_map": {"AutoConfig": "stowaway.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "stowaway.py").write_text("raise SystemExit")
+    with pytest.raises(RequestError, match="cannot be loaded"):
+        ClipTextEncoder(ClipTextEncoder.Options(model=str(tmp_path)))

@@ -8,6 +8,7 @@ router's own, with the budget it meets. A bundle is what serving needs of a run 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,8 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         fractions = [float(fraction) for fraction in data["fractions"]]
         if len(fractions) != len(bias):
             raise ValueError(f"it has {len(bias)} experts, but the costs of {len(fractions)}.")
+        if not all(0 <= fraction < math.inf for fraction in fractions):
+            raise ValueError(f"its costs are {fractions}; fractions of dense are right.")
         for index in range(len(bias)) if manifest else ():
             manifest.require(f"{expert_folder(index)}/architecture.json")
         serving, budget = bias, data.get("budget")

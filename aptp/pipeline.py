@@ -315,6 +315,7 @@ def load(
         raise RequestError(f"the router of {str(run)!r} is damaged: its model has no denoiser {bundle.component!r}.")
     if pipeline_fingerprint(base) != bundle.model_fingerprint:
         raise RequestError(f"model {bundle.base!r} is not what {str(run)!r} was pruned from: its weights have changed.")
+    check_options(base, bundle.call_options)
     pipe = RoutedPipeline(run, bundle, base, memory_limit=memory_limit).to(place, dtype)
     for index in () if lazy else range(len(bundle.fractions)):
         pipe.expert(index)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence, Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,10 +117,10 @@ def generators_of(
         if len(set(map(id, generators))) != pictures:
             raise RequestError("a generator stands for two pictures; give each a generator of its own, or all one.")
         return generators
-    if isinstance(seed, int):
-        return [_seeded(value) for value in seeds_from(seed, repeated(prompts, each))]
+    if isinstance(seed, Integral):
+        return [_seeded(value) for value in seeds_from(int(seed), repeated(prompts, each))]
     check_count("seed", seed, len(prompts))
-    return [_seeded(value + place) for value in seed for place in range(each)]
+    return [_seeded(int(value) + place) for value in seed for place in range(each)]
 
 
 def _seeded(seed: int) -> torch.Generator:

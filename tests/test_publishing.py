@@ -228,6 +228,10 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a denoiser that is none": ("no denoiser 'scheduler'", router(component="scheduler")),
     "a denoiser that is a number": ("no denoiser '3'", router(component=3)),
     "options in a list": ("damaged", router(call_options=[3])),
+    "an option of nobody's": ("unknown option", router(call_options={"stowaway": 1})),
+    "pictures that nobody asked for": ("unknown option", router(call_options={"num_images_per_prompt": 10**6})),
+    "a cost below nothing": ("fractions of dense are right", router(fractions=[0.5, -1, 0.5])),
+    "a cost that is no number": ("fractions of dense are right", router(fractions=[0.5, float("nan"), 0.5])),
     "no model": ("names no 'model/model_index.json'", lambda folder: shutil.rmtree(folder / "model")),
     "gates without end": (
         "at most 16,777,216 gates",

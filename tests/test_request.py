@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -54,6 +55,11 @@ def test_bad_seeds_are_refused(seed: int | list[int]) -> None:
     with pytest.raises(RequestError, match="seed"):
         generators_of(seed, None, ["a"], 1)
     assert seeds(generators_of(SEEDS - 1, None, ["a"], 1)) == [SEEDS - 1]
+
+
+def test_seeds_may_be_numpy_s() -> None:
+    assert seeds(generators_of(np.int64(3), None, ["a", "a"], 1)) == [3, 4]
+    assert seeds(generators_of(np.array([3, 7]), None, ["a", "b"], 1)) == [3, 7]
 
 
 def test_every_picture_gets_what_is_its_own() -> None:

@@ -70,6 +70,7 @@ def serve(
         if key is None and not is_loopback(bound):
             raise RequestError(f"--host {host} lets others in, so it needs an API key: set {KEY}, or --api-key-file.")
     with working("serving", debug):
+        from aptp.monitor import Monitor
         from aptp.pipeline import RoutedPipeline
         from aptp.serving.app import LOOPBACK, create_app
         from aptp.serving.engine import LocalEngine
@@ -78,6 +79,10 @@ def serve(
         from aptp.terminal import Terminal
 
         pipe = RoutedPipeline.from_pretrained(run, device=device)
+        if pipe.bundle.budget:
+            pipe.monitor = Monitor.of(pipe.bundle)
         service = Service(LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run)), limits)
+        if pipe.monitor:
+            service.metrics.watch(pipe.monitor)
         app = create_app(service, key=key, hosts=LOOPBACK | {host.lower()})
         Server(app, service, Terminal().say).run([bound])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -12,6 +14,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+
+from aptp.monitor import Monitor
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 
@@ -45,6 +49,21 @@ class Metrics:
         self.cost = Counter(
             "aptp_cost", "Sum of the costs of pictures drawn, each a fraction of the dense one's.", registry=registry
         )
+
+    def watch(self, monitor: Monitor) -> None:
+        """Tell what a monitor sees, too; NaN while it has seen too few prompts."""
+
+        def mean_of(figure: str) -> float:
+            seen = getattr(monitor.report(), figure)
+            return seen.mean if seen else math.nan
+
+        for name, what, read in (
+            ("aptp_budget", "What the average prompt is to cost, of dense.", lambda: monitor.budget),
+            ("aptp_traffic_cost", "What the last prompts' experts cost on average, of dense.", lambda: mean_of("cost")),
+            ("aptp_traffic_far", "Share of the last prompts far from all training prompts.", lambda: mean_of("far")),
+            ("aptp_alarms", "What no longer holds, of budget and traffic.", lambda: len(monitor.report().alarms)),
+        ):
+            Gauge(name, what, registry=self.registry).set_function(read)
 
     def page(self) -> bytes:
         """The text that Prometheus reads."""

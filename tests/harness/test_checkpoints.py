@@ -386,12 +386,15 @@ def test_a_picture_does_not_depend_on_what_else_is_asked(pipe: RoutedPipeline) -
 
 def embeddings(base: DiffusionPipeline, prompts: list[str]) -> dict[str, torch.Tensor]:
     """A prompt's text states and those of no prompt, by the names under which the pipeline takes them."""
-    encoded = base.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    others = [prompts, prompts] if type(base).__name__ == "StableDiffusion3Pipeline" else []
+    encoded = base.encode_prompt(
+        prompts, *others, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+    )
+    pooled = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
     names = {
         "StableDiffusionPipeline": ["prompt_embeds", "negative_prompt_embeds"],
-        "StableDiffusionXLPipeline": [
-            *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-        ],
+        "StableDiffusionXLPipeline": pooled,
+        "StableDiffusion3Pipeline": pooled,
     }
     masked = ["prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"]
     return dict(zip(names.get(type(base).__name__, masked), encoded, strict=True))

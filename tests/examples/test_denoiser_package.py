@@ -48,6 +48,11 @@ def test_every_attention_feed_forward_and_block_is_a_part(host: Host) -> None:
         assert {site.path for site in sites if site.kind.endswith(kinds)} == there - {"norm_out"}
 
 
+def test_widths_can_be_aligned(host: Host) -> None:
+    space = aptp.search_space(small_model(), "width", align=8, host=host)
+    assert space.strides == tuple(8 * site.units // site.channels or 1 for site in space.sites)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(small_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(small_tokenizer.name_or_path)

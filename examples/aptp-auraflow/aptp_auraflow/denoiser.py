@@ -76,7 +76,8 @@ def _walk(path: str, block: nn.Module) -> Iterator[Part]:
 
 def _feedforward(path: str, layer: nn.Module, inside: str) -> Part:
     """The hidden units of a gated feed-forward that is not diffusers' own class: where they begin and end."""
-    bundles = next(n for n in range(FEEDFORWARD_BUNDLES, 0, -1) if layer.out_projection.in_features % n == 0)
+    hidden = layer.out_projection.in_features
+    bundles = next(n for n in range(FEEDFORWARD_BUNDLES, 0, -1) if hidden % n == 0)
     down = f"{path}.out_projection"
     cuts = (Cut(f"{path}.linear_1", "out"), Cut(f"{path}.linear_2", "out"), Cut(down, "in"))
-    return Part(path, "feedforward_units", bundles, taps=(down,), cuts=cuts, inside=(inside,))
+    return Part(path, "feedforward_units", bundles, (down,), -1, cuts, hidden, (inside,))

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aptp.config import RunConfig, load_config, presets
+from aptp.config import RunConfig, check_folder, load_config, presets
 from aptp.core.errors import RequestError
 from aptp.host import Host
 
@@ -23,6 +23,14 @@ def refusal(host: Host, **layers: object) -> str:
     text = str(refused.value)
     assert "\n" not in text
     return text
+
+
+def test_a_run_goes_on_whatever_host_knows_its_plugins(tmp_path: Path) -> None:
+    config = load_config(flags={"router": "of_another_host"})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    check_folder(config, tmp_path, resume=True)
+    with pytest.raises(RequestError, match="belongs to another configuration"):
+        check_folder(config.model_copy(update={"seed": 1}), tmp_path, resume=True)
 
 
 def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:

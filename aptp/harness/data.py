@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import shutil
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ CHUNK = 64
 """Captions that are encoded at once; of pictures at most."""
 CHUNK_PIXELS = 2**20
 """Of pictures that are encoded at once."""
+PASSING = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors of the system that say nothing of the picture that was being read."""
 LONGEST_CAPTION = 2000
 """Characters; what is longer is cut before it is encoded (encoders read far less)."""
 
@@ -310,10 +313,18 @@ class Preparer:
 
 
 def fit(sample: Sample, size: int):
-    """A sample's picture, cropped at the centre and scaled to `size` × `size`; raises `OSError` if it does not open."""
+    """A sample's picture, cropped at the centre and scaled to `size` × `size`.
+
+    Raises:
+        OSError: if it does not open.
+        RuntimeError: if that is no fault of the picture: its disk is gone, or too many files are open.
+    """
     try:
         return ImageOps.fit(upright_rgb(sample.open()), (size, size), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        number = getattr(error, "errno", None)
+        if number in PASSING or (number == errno.ENOENT and sample.content):  # it was there when the set was listed
+            raise RuntimeError(f"{sample.picture_id} cannot be read now: {error}") from error
         raise OSError(f"{sample.picture_id} does not open as a picture: {error}") from error
 
 

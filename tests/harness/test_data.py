@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,15 @@ def test_what_is_damaged_is_made_anew(make: Callable[[], Preparer], kind: str) -
         assert torch.equal(again.embeds, whole.embeds)
         assert all(torch.equal(states, before[name]) for name, states in again.text_states(index).items())
         assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOENT])
+def test_a_disk_that_is_gone_leaves_no_picture_out(make: Callable[[], Preparer], number: int) -> None:
+    good = replace(picture("a", "x", []), content="of a")
+    gone = replace(broken("a", OSError(number, "not now")), content="of a")
+    with pytest.raises(RuntimeError, match="a cannot be read now: .*not now"):
+        make().pictures([gone], "source", "training")
+    assert make().pictures([good], "source", "training").samples == [good]
 
 
 def test_a_set_that_changes_keeps_what_it_had(make: Callable[[], Preparer]) -> None:

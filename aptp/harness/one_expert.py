@@ -8,6 +8,7 @@ from aptp.config import load_config
 from aptp.core.progress import Progress
 from aptp.core.record import Record
 from aptp.harness.adapt import adapt
+from aptp.harness.lists import check_list
 from aptp.harness.recover import train_apart
 from aptp.harness.spread import OwnPhase
 from aptp.harness.workspace import Workspace
@@ -25,6 +26,7 @@ def recover_expert(out: Path, index: int, *, host: Host, progress: Progress) -> 
     work = Workspace.open(config, out, host, progress, Record.load(out / "record.json"))
     source, flips = work.dataset.fingerprint(), config.prepare.flips
     samples = work.preparer.latents(work.chosen.train, source, "training", flips).samples
+    check_list(work.record.data, "training", samples)
     if config.adapt.steps:
         adapt(work, samples, source)
     work.train = work.preparer.pictures(samples, source, "training", flips)

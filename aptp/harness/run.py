@@ -27,7 +27,7 @@ from aptp.core.router import PromptBatch
 from aptp.core.timing import processor
 from aptp.harness import evaluate
 from aptp.harness.adapt import adapt
-from aptp.harness.lists import write_lists
+from aptp.harness.lists import check_list, write_lists
 from aptp.harness.processes import alone, join
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
@@ -183,6 +183,8 @@ def _prepare(work: Workspace) -> None:
         train = work.preparer.latents(work.chosen.train, source, "training", config.prepare.flips).samples
         validation = work.preparer.latents(work.chosen.validation, source, "held-out").samples
         check_counts(config, train, validation)
+        check_list(record.data, "training", train)
+        check_list(record.data, "validation", validation)
         skipped = dict(work.preparer.skipped)
     if config.adapt.steps:
         with _timed(work, "adapt"):

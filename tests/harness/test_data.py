@@ -167,7 +167,7 @@ def test_what_is_damaged_is_made_anew(make: Callable[[], Preparer], kind: str) -
 def test_a_disk_that_is_gone_leaves_no_picture_out(make: Callable[[], Preparer], number: int) -> None:
     good = replace(picture("a", "x", []), content="of a")
     gone = replace(broken("a", OSError(number, "not now")), content="of a")
-    with pytest.raises(RuntimeError, match="a cannot be read now: .*not now"):
+    with pytest.raises(RuntimeError, match=r"a cannot be read now: .*not now"):
         make().pictures([gone], "source", "training")
     assert make().pictures([good], "source", "training").samples == [good]
 

@@ -7,12 +7,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from aptp.core.data import Sample
-from aptp.harness.lists import SHOWN, write_lists
+from aptp.core.errors import RequestError
+from aptp.harness.lists import SHOWN, check_list, write_lists
 
 
 def sample(id_: str, caption: str = "said", picture: str | None = None) -> Sample:
@@ -45,6 +47,16 @@ def test_the_hash_is_of_the_set_and_not_of_its_order(tmp_path_factory, rows: lis
     assert hash_of(samples) == first
     assert hash_of(samples[1:]) != first
     assert hash_of([replace(samples[0], caption=samples[0].caption + "!"), *samples[1:]]) != first
+
+
+def test_other_pictures_than_before_are_refused(tmp_path: Path) -> None:
+    samples = [sample("a"), sample("b")]
+    said = write_lists(tmp_path, samples, [sample("c")], {})
+    check_list(said, "training", samples[::-1])
+    check_list({}, "training", samples)
+    for what, others in (("training", samples[:1]), ("validation", samples)):
+        with pytest.raises(RequestError, match=f"other {what} pictures open than when the run was begun"):
+            check_list(said, what, others)
 
 
 def test_many_that_are_missing_do_not_swell_the_record(tmp_path: Path) -> None:

@@ -144,5 +144,7 @@ def check_options(pipeline: DiffusionPipeline, options: dict[str, Any]) -> None:
     parameters = inspect.signature(type(pipeline).__call__).parameters.values()
     known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - OURS - {"self"}
     for name in options:
+        if name == "prompt":
+            raise RequestError("prompts are the first argument of a routed pipeline, or prompts=; it takes no prompt=.")
         if name not in known:
             raise unknown(f"option of a routed {type(pipeline).__name__}", name, known)

@@ -241,6 +241,7 @@ def test_every_step_of_every_batch_is_told(pipe: RoutedPipeline) -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"output_type": "jpg"}, "unknown output_type 'jpg'"),
         ({"hight": 16}, "unknown option of a routed StableDiffusionPipeline 'hight'; did you mean 'height'"),
+        ({"prompt": "a star"}, "it takes no prompt="),
         ({"return_dict": False}, "'return_dict'"),
         ({"height": 15, "width": 15}, "StableDiffusionPipeline refuses this: .*divisible by 8"),
         ({"callback_on_step_end_tensor_inputs": ["x"]}, "refuses this: .*has to be in"),

@@ -28,10 +28,12 @@ def serve(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = DEFAULT.batch,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds that a picture waits, at most, for others to fill its batch.")
+        float, typer.Option(min=0, max=60, help="Seconds that a picture waits, at most, for others to fill its batch.")
     ] = DEFAULT.wait,
     queue: Annotated[int, typer.Option(min=1, help="Pictures taken and not yet answered.")] = DEFAULT.queue,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to its answer.")] = DEFAULT.timeout,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=86400, help="Seconds from a request to its answer.")
+    ] = DEFAULT.timeout,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps, unless asked.")] = DEFAULT.steps,
     guidance: Annotated[
         float | None,

@@ -33,6 +33,8 @@ def refusal(*arguments: str, env: dict[str, str] | None = None) -> str:
         (["--max-count", "9", "--queue", "8"], "--max-count 9 is more than --queue 8"),
         (["--port", "70000"], "'--port'"),
         (["--batch", "0"], "'--batch'"),
+        (["--timeout", "inf"], "'--timeout'"),
+        (["--wait", "nan"], "'--wait'"),
         (["--api-key-file", "nowhere"], "--api-key-file 'nowhere' cannot be read"),
         (["--port", "0"], "is no run with a router"),
     ],

@@ -66,10 +66,12 @@ class LatencyBudget(BudgetEstimator):
 
     def _table(self, module: nn.Module, space: SearchSpace, inputs: Mapping[str, Any]) -> Table:
         """The table of the cache, or a new one. One program measures at a time."""
+        # diffusers adds a place, and a list whose order differs from process to process
+        config = {name: value for name, value in module.config.items() if not name.startswith("_")}
         asked = {
             "device": device_name(module.device),
             "versions": {name: metadata.version(name) for name in VERSIONS},
-            "model": [type(module).__name__, str(module.dtype), dict(module.config)],
+            "model": [type(module).__name__, str(module.dtype), config],
             "space": space.signature,
             "inputs": _shapes(inputs),
             "options": self.options.model_dump(),

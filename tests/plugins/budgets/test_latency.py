@@ -84,6 +84,14 @@ def test_what_was_measured_once_is_not_measured_again(cache, monkeypatch):
     assert all(table["device"] and table["versions"]["torch"] == torch.__version__ for table in kept)
 
 
+def test_where_a_model_lies_and_in_which_order_options_were_left_out_make_no_difference(cache):
+    unet = tiny_unet("sd2")
+    for left_out in (["dropout", "attention_type"], ["attention_type", "dropout"]):
+        unet.register_to_config(_name_or_path=left_out[0], _use_default_values=left_out)
+        profile(unet)
+    assert len(list(cache.glob("*.json"))) == 1
+
+
 @pytest.mark.parametrize("what", ["device_name", "VERSIONS"])
 def test_another_device_or_version_is_measured_anew(cache, monkeypatch, what):
     profile(tiny_unet("sd2"))

@@ -29,6 +29,7 @@ def check_denoiser(denoiser: Denoiser, module: nn.Module, sample_size: int = 8, 
     names = dict(module.named_modules())
     for part in anatomy.parts:
         assert {part.path, *part.taps, *part.inside, *(cut.path for cut in part.cuts)} <= names.keys(), part
+        assert part.is_block or (part.channels > 0 and part.channels % part.units == 0), f"{part}: its channels"
     assert set(anatomy.last_blocks) <= {part.path for part in anatomy.blocks}
     assert set(denoiser.blocks(module)) <= names.keys()
     _masked_equals_sliced(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from aptp.core.errors import RequestError, gist
 OURS = "APTP_"
 """Environment variables that begin so go along with a program; all others are the node's."""
 CONNECT_SECONDS = 10.0
+DYING_SECONDS = 3.0
+"""How long after a program that was killed its node may die."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,10 @@ def _carry_out(arguments: Sequence[str], log: str, folder: str, environment: Map
         output.write(f"on node {ray.get_runtime_context().get_node_id()}\n".encode())
         child = Child(arguments, output, {**os.environ, **environment}, folder)
         try:
-            return child.wait()
+            status = child.wait()
+            if status == -signal.SIGKILL:  # a node that dies may take the program first: then nobody is to hear of it
+                time.sleep(DYING_SECONDS)
+            return status
         finally:
             child.kill()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -76,15 +78,26 @@ def serve(
         from aptp.pipeline import RoutedPipeline
         from aptp.serving.app import LOOPBACK, create_app
         from aptp.serving.engine import LocalEngine
-        from aptp.serving.server import Server
+        from aptp.serving.server import FLUSHING, Server
         from aptp.serving.service import Service
         from aptp.terminal import Terminal
 
         pipe = RoutedPipeline.from_pretrained(run, device=device)
         if pipe.bundle.budget:
             pipe.monitor = Monitor.of(pipe.bundle)
-        service = Service(LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run)), limits)
+        engine = LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run))
+        service = Service(engine, limits)
         if pipe.monitor:
             service.metrics.watch(pipe.monitor)
         app = create_app(service, key=key, hosts=LOOPBACK | {host.lower()})
         Server(app, service, Terminal().say).run([bound])
+        if not engine.is_idle(FLUSHING):
+            _give_up(f"the server stopped, but a batch did not end within {FLUSHING} s and is given up")
+
+
+def _give_up(why: str) -> NoReturn:
+    """Leave with status 1 though a thread is at work, which Python would wait for."""
+    typer.echo(f"aptp: {why}.", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

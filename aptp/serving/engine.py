@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from aptp.bundle import CALIBRATION, Bundle
 from aptp.core.manifest import Manifest, may_travel, sha256
@@ -60,7 +61,7 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for what is under way, and let go of what was held."""
+        """Begin nothing more. What is under way goes on; this does not wait for it."""
 
 
 class LocalEngine(Engine):
@@ -73,13 +74,20 @@ class LocalEngine(Engine):
         self.size = f"{side}x{side}"
         self._router = ThreadPoolExecutor(1, "aptp-route")
         self._hand = ThreadPoolExecutor(1, "aptp-draw")
+        self._under_way: set[Future[Any]] = set()
 
     async def route(self, prompt: str) -> Route:
-        (route,) = await asyncio.get_running_loop().run_in_executor(self._router, self.pipe.route, prompt)
+        (route,) = await self._done_by(self._router, self.pipe.route, prompt)
         return route
 
     async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
-        return await asyncio.get_running_loop().run_in_executor(self._hand, self._draw, manner, sketches)
+        return await self._done_by(self._hand, self._draw, manner, sketches)
+
+    async def _done_by(self, threads: ThreadPoolExecutor, work: Callable[..., Any], *arguments: object) -> Any:
+        future = threads.submit(work, *arguments)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return await asyncio.wrap_future(future)
 
     def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
         drawn = self.pipe(
@@ -99,7 +107,11 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         for threads in (self._router, self._hand):
-            threads.shutdown(cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def is_idle(self, within: float) -> bool:
+        """Whether nothing is under way any more, after at most so many seconds."""
+        return not wait(set(self._under_way), within).not_done
 
 
 def revision_of(bundle: Bundle) -> str:

@@ -80,7 +80,7 @@ class Distributed(Engine):
         return await self.hands[manner.expert].draw.remote(manner, sketches)
 
     def close(self) -> None:
-        self._router.shutdown(cancel_futures=True)
+        self._router.shutdown(wait=False, cancel_futures=True)
 
 
 @serve.ingress()

@@ -13,13 +13,13 @@ from aptp.serving.service import Service
 
 BACKLOG = 1024
 FLUSHING = 5
-"""Seconds for the last answers to leave, once they are drawn."""
+"""Seconds for the last answers to leave, once they are drawn, and then for a batch that nobody waits for to end."""
 
 
 class Server(uvicorn.Server):
     """Stops gracefully at the first SIGTERM or SIGINT: refuses what is new, answers what it took, then leaves.
 
-    A second signal, or `timeout` seconds, end the waiting.
+    A second signal, or `timeout` seconds, end the waiting; it does not wait for the engine, whose batch may never end.
     """
 
     def __init__(self, app: ASGIApp, service: Service, say: Callable[[str], None]) -> None:
@@ -49,6 +49,12 @@ class Server(uvicorn.Server):
         if self.service.closing:
             self.should_exit = self.force_exit = True
         self.service.closing = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it; the application is told of the end after a second signal, too."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to leave."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx2
 import pytest
 from typer.testing import CliRunner
 
@@ -75,3 +77,53 @@ def test_help_and_refusals_import_nothing_heavy(arguments: list[str], status: in
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == status, done.stderr
     assert done.stdout.splitlines()[-1].split() == ["HEAVY"]
+
+
+STUCK = """
+import sys, threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import aptp.cli, aptp.pipeline, aptp.serving.server
+from aptp.routing import Route
+
+
+class Stuck:
+    bundle = SimpleNamespace(folder=Path(sys.argv[2]), manifest=None, fractions=[0.5], budget=None)
+    dense = SimpleNamespace(config=SimpleNamespace(sample_size=8))
+    base = SimpleNamespace(vae_scale_factor=8)
+    monitor = None
+
+    def route(self, prompt, **_):
+        return [Route(prompt, 0, 0.5, 0.1)]
+
+    def expert(self, index):
+        pass
+
+    def __call__(self, *_, **__):
+        threading.Event().wait()
+
+
+aptp.pipeline.RoutedPipeline.from_pretrained = lambda *_, **__: Stuck()
+aptp.serving.server.FLUSHING = 0.3
+aptp.cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_batch_that_never_ends_does_not_keep_the_server(signals: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUCK, "serve", str(tmp_path), "--port", "0", "--wait", "0", "--timeout", "0.5"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            url = server.stderr.readline().split()[-1]
+            answer = httpx2.post(f"{url}/v1/images/generations", json={"prompt": "a star"}, timeout=20)
+            assert answer.status_code == 504
+            for _ in range(signals):
+                server.send_signal(signal.SIGTERM)
+            assert server.wait(10) == 1
+            assert server.stderr.read() == (
+                "aptp: the server stopped, but a batch did not end within 0.3 s and is given up.\n"
+            )
+        finally:
+            server.kill()

@@ -102,8 +102,9 @@ def run(
     work.keep()
     if lonely := alone():
         work.warn(lonely)
-    trackers = work.trackers
+    trackers = None
     try:
+        trackers = work.trackers
         _stages(work)
     except BaseException as error:
         record.status, record.error = "failed", f"{type(error).__name__}: {error}"
@@ -111,7 +112,7 @@ def run(
         raise
     finally:
         if trackers:
-            trackers.end()
+            trackers.end(record.status == "failed")
     record.status, record.error, record.finished = "done", None, _now()
     work.keep()
     if main:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aptp.config import RunConfig
+from aptp.core.errors import RequestError, gist
 
 PROJECT = "aptp"
 
@@ -14,7 +15,11 @@ PROJECT = "aptp"
 class Trackers:
     """What `config.trackers` names; TensorBoard's files lie in `logs/tensorboard/` of the run directory.
 
-    Steps are counted over all stages and methods, one after the other. A resumed run logs what it finds done again.
+    Steps are counted over all stages and methods, one after the other. A resumed run logs what it finds done again: in
+    TensorBoard's files that takes the place of what was there, at Weights & Biases it is a run of its own.
+
+    Raises:
+        RequestError: if one does not start, as without an account.
     """
 
     def __init__(self, config: RunConfig, out: Path) -> None:
@@ -23,8 +28,12 @@ class Trackers:
 
         folders = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs" / "tensorboard"))
         self._accelerator = Accelerator(log_with=list(config.trackers), project_config=folders)
-        own = {"wandb": {"name": out.name, "dir": str(out)}}
-        self._accelerator.init_trackers(PROJECT, dict(_flat(config.model_dump(mode="json"))), own)
+        own = {"wandb": {"name": out.name, "dir": str(out)}, "tensorboard": {"purge_step": 0}}
+        try:
+            self._accelerator.init_trackers(PROJECT, dict(_flat(config.model_dump(mode="json"))), own)
+        except Exception as error:
+            names, why = ", ".join(config.trackers), gist(error).rstrip(".")
+            raise RequestError(f"trackers {names}: {why}; mend that, or drop what cannot start.") from error
         self._steps = 0
 
     def log(self, stage: str, values: Mapping[str, float]) -> None:
@@ -32,10 +41,13 @@ class Trackers:
         self._accelerator.log({f"{stage}/{name}": value for name, value in values.items()}, step=self._steps)
         self._steps += 1
 
-    def end(self) -> None:
-        """Write what is not written yet."""
+    def end(self, failed: bool) -> None:
+        """Write what is not written yet, and say how the run ended where that is kept."""
         for tracker in self._accelerator.trackers:
-            tracker.finish()
+            if tracker.name == "wandb":
+                tracker.tracker.finish(exit_code=int(failed))
+            else:
+                tracker.finish()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -215,12 +215,12 @@ def with_dropout(text: TextStates, nothing: TextStates, dropped: Bool[Tensor, "b
 
 
 class Log:
-    """One JSON object a step; a resumed stage keeps the first `start` lines (`kept`) and goes on from there."""
+    """One JSON object a step; a resumed stage keeps the first `start` lines, their scalars in `kept`, and goes on."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines()[:start] if path.exists() else []
-        self.kept = [json.loads(line) for line in lines]
+        self.kept = [{k: v for k, v in json.loads(line).items() if k not in ("step", "total")} for line in lines]
         write_text(path, "".join(f"{line}\n" for line in lines))
         self._file = path.open("a", encoding="utf-8")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from aptp.config import RunConfig
-from aptp.core.errors import RequestError
 from aptp.core.gates import gated
 from aptp.core.objective import block_variances
 from aptp.harness.recover import make_experts, recover
@@ -101,10 +100,3 @@ def test_the_variance_of_parts_is_that_of_the_whole() -> None:
 def test_parts_have_to_be_equal() -> None:
     with pytest.raises(ValueError, match="batch 8 is not divided by accumulate 3; choose a multiple"):
         RunConfig.model_validate({"search": {"batch": 8, "accumulate": 3}})
-
-
-def test_a_tracker_that_is_not_there_is_refused(small_config: RunConfig, base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aptp.config.find_spec", lambda name: None)
-    config = RunConfig.model_validate(small_config.model_dump() | {"trackers": ["wandb"]})
-    with pytest.raises(RequestError, match=r"trackers names 'wandb'.*pip install 'aptp\[wandb\]'"):
-        config.resolved(base.host)

@@ -61,11 +61,10 @@ def test_draws_of_neighbouring_steps_are_unrelated() -> None:
 def test_log_keeps_what_was_done_and_goes_on(tmp_path: Path) -> None:
     log = Log(tmp_path / "logs/x.jsonl")
     for step in range(5):
-        log.write(step=step, loss=step / 3)
+        log.write(step=step, total=5, loss=step / 3)
     resumed = Log(tmp_path / "logs/x.jsonl", start=3)
-    assert [line["step"] for line in resumed.kept] == [0, 1, 2]
-    assert resumed.kept[1]["loss"] == 0.333333
-    resumed.write(step=3, loss=9.0)
+    assert resumed.kept == [{"loss": 0.0}, {"loss": 0.333333}, {"loss": 0.666667}]
+    resumed.write(step=3, total=5, loss=9.0)
     assert [line["loss"] for line in Log(tmp_path / "logs/x.jsonl", start=9).kept] == [0.0, 0.333333, 0.666667, 9.0]
 
 

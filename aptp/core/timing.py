@@ -40,7 +40,7 @@ def latencies_ms(modules: Sequence[nn.Module], inputs: Mapping[str, Any], rounds
         for module in modules:
             start = CLOCK()
             module(**inputs)
-            _settle(device)
+            settle(device)
             times.append(CLOCK() - start)
         taken.append(times)
     return [1000 * statistics.median(times) for times in zip(*taken[1:], strict=True)]
@@ -70,7 +70,7 @@ def own_times_ms(module: nn.Module, paths: Iterable[str], inputs: Mapping[str, A
             stack.callback(part.register_forward_pre_hook(enter(path)).remove)
             stack.callback(part.register_forward_hook(leave).remove)
         module(**inputs)
-    _settle(device)
+    settle(device)
     times: dict[str, float] = defaultdict(float)
     for path, around, start, end in taken:
         spent = 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
@@ -89,7 +89,7 @@ def _stamp(device: torch.device) -> Any:
     return event
 
 
-def _settle(device: torch.device) -> None:
+def settle(device: torch.device) -> None:
     """Wait for what was asked of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -13,6 +13,7 @@ import torch
 from aptp.config import RunConfig, check_folder
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
+from aptp.core.timing import settle
 from aptp.harness.data import Need
 from aptp.harness.hardness import TIMES
 from aptp.harness.measure import peak_memory_mb
@@ -118,8 +119,7 @@ def _seconds_of_call(work: Workspace) -> float:
         start = time.perf_counter()
         for _ in range(PROBE):
             work.dense(**inputs)
-        if work.device.type == "cuda":
-            torch.cuda.synchronize(work.device)
+        settle(work.device)
         times.append((time.perf_counter() - start) / PROBE)
     return statistics.median(times[1:])
 
@@ -131,6 +131,8 @@ def _seconds_of_encoding(work: Workspace) -> float:
     size = work.sample_size * work.pipeline.vae_scale_factor
     pixels = torch.zeros(PROBE, 3, size, size, device=vae.device, dtype=vae.dtype)
     vae.encode(pixels)
+    settle(work.device)
     start = time.perf_counter()
     vae.encode(pixels)
+    settle(work.device)
     return (time.perf_counter() - start) / PROBE

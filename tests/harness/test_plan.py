@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from aptp.config import RunConfig
 from aptp.core.errors import RequestError
@@ -83,6 +84,22 @@ def test_refuses_a_folder_that_a_run_would(small_config: RunConfig, tmp_path: Pa
     (tmp_path / "config.yaml").write_text(changed(small_config, seed=7).to_yaml())
     with pytest.raises(RequestError, match="belongs to another configuration"):
         plan(small_config, tmp_path, resume=True, host=default_host())
+
+
+def test_what_a_gpu_has_yet_to_do_counts(
+    unprepared: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def settle(device: torch.device) -> None:
+        now[0] += 1
+
+    monkeypatch.setitem(plan.__globals__, "settle", settle)
+    monkeypatch.setitem(plan.__globals__, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    planned = plan(unprepared, tmp_path / "run", host=default_host())
+    seconds = {stage.name: stage.seconds for stage in planned.stages}
+    assert seconds["prepare"] == 80 / plan.__globals__["PROBE"], "a second for as many pictures as a call takes"
+    assert seconds["exam"] > 20 / plan.__globals__["PROBE"]
 
 
 def test_a_learned_code_is_searched_for_and_dense_rows_are_drawn(

@@ -114,9 +114,17 @@ def photographs(folder: Path, count: int) -> str:
     return str(folder)
 
 
-def workspace(pipeline: StableDiffusionPipeline, folder: Path, data: dict[str, Any], batch: int) -> Workspace:
+def workspace(
+    pipeline: StableDiffusionPipeline,
+    folder: Path,
+    data: dict[str, Any],
+    batch: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Workspace:
     """That of a run, prepared for its search."""
     flags = {
+        "precision": precision,
         "data": data,
         "experts": 2,
         "prepare.cache": str(folder / "cache"),
@@ -127,7 +135,7 @@ def workspace(pipeline: StableDiffusionPipeline, folder: Path, data: dict[str, A
     record = Record(started="", config={}, versions={}, hardware={})
     dataset = make(host, "dataset", config.data)
     chosen = choose(dataset, config.prepare, config.seed)
-    work = Workspace(config, folder / "run", host, Quiet(), record, torch.device("cpu"), pipeline, dataset, chosen)
+    work = Workspace(config, folder / "run", host, Quiet(), record, torch.device(device), pipeline, dataset, chosen)
     work.train = work.preparer.pictures(chosen.train, dataset.fingerprint(), "training")
     return work
 

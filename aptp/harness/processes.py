@@ -73,8 +73,10 @@ def check_shares(config: RunConfig) -> None:
     """Raises `RequestError` where a batch of the run has no equal shares for the processes."""
     for name in ("adapt", "search", "recover"):
         options, processes = getattr(config, name), distributed.processes()
-        if options.steps and options.batch % (processes * options.accumulate):
+        pairs = 2 if name == "recover" and config.recover.guidance else 1
+        multiple = processes * options.accumulate * pairs
+        if options.steps and options.batch % multiple:
             raise RequestError(
                 f"{name}.batch {options.batch} has no equal shares for {processes} processes that accumulate "
-                f"{options.accumulate}; choose a multiple of {processes * options.accumulate}."
+                f"{options.accumulate}; choose a multiple of {multiple}."
             )

@@ -40,6 +40,7 @@ from aptp.harness.training import (
     micro_batches,
     recomputing,
     train,
+    with_and_without,
     with_dropout,
 )
 from aptp.harness.workspace import Workspace
@@ -140,22 +141,25 @@ def _train(
     gates: Float[Tensor, "pictures gates"] | None = None,
 ) -> None:
     options, seed = work.config.recover, work.config.seed
+    count = options.batch // 2 if options.guidance else options.batch
     with torch.no_grad():
         unconditional = work.denoiser.unconditional(work.pipeline, work.sample_size)
     nothing = {name: states.cpu() for name, states in unconditional.items()}
 
     def learn(step: int) -> dict[str, Tensor]:
-        own = batch_index(len(pictures), options.batch, step, seed, "recover", name)
+        own = batch_index(len(pictures), count, step, seed, "recover", name)
         index = pictures[own]
         generator = generator_for(seed, "recover", name, step)
         lost = dropped(len(index), options.caption_dropout, generator)
         noised = work.noiser.draw(work.train.latents_of(index, generator), generator)
-        parts = micro_batches(options)
+        parts = micro_batches(options, count)
 
         def example(place: int) -> Example:
             rows = parts[place]
-            text = with_dropout(work.train.text_states(index[rows]), nothing, lost[rows])
-            return work.noiser.example(noised, rows, text)
+            text = work.train.text_states(index[rows])
+            if options.guidance:
+                return with_and_without(work.noiser.example(noised, rows, text), nothing)
+            return work.noiser.example(noised, rows, with_dropout(text, nothing, lost[rows]))
 
         def gating(place: int) -> AbstractContextManager[Any]:
             if gates is None:
@@ -163,7 +167,7 @@ def _train(
             return gated(student, work.space, gates[index[parts[place]]].to(work.device))
 
         examples = [example(place) for place in range(len(parts))]
-        return work.distiller.learn(student, examples, options.weights, gating)
+        return work.distiller.learn(student, examples, options.weights, gating, options.guidance)
 
     student.requires_grad_(True)
     changes = low_rank(student, options.rank, seed, "recover", name) if options.rank else nullcontext()

@@ -56,9 +56,13 @@ def batch_index(count: int, batch: int, step: int, *key: Any) -> Int[Tensor, "ba
     return torch.tensor(index)
 
 
-def micro_batches(options: TrainingOptions) -> list[slice]:
-    """The rows of the global batch that this process takes, in the equal parts that it calls the model with."""
-    size = options.batch // (distributed.processes() * options.accumulate)
+def micro_batches(options: TrainingOptions, batch: int | None = None) -> list[slice]:
+    """The rows of the global batch that this process takes, in the equal parts that it calls the model with.
+
+    Args:
+        batch: the rows of all, `options.batch` by default.
+    """
+    size = (batch or options.batch) // (distributed.processes() * options.accumulate)
     first = distributed.rank() * options.accumulate
     return [slice(size * place, size * (place + 1)) for place in range(first, first + options.accumulate)]
 
@@ -119,10 +123,13 @@ class Distiller:
         examples: Sequence[Example],
         weights: Weights,
         gating: Callable[[int], AbstractContextManager[Any]] = lambda place: nullcontext(),
+        guidance: float = 0,
     ) -> dict[str, Tensor]:
         """Add the gradient of the mean objective of equal micro-batches to what the student's output depends on.
 
         Args:
+            guidance: if not 0, the second half of an example's rows are those of the first without their text, and the
+                students' guided answers are compared with the teacher's.
             gating: the context of a micro-batch, by its place. It lasts over the backward pass, in which blocks that
                 kept no activations are computed again and need their gates again.
 
@@ -134,7 +141,7 @@ class Distiller:
         means: dict[str, Tensor] = {}
         for place, example in enumerate(examples):
             with gating(place):
-                terms = self.terms(student, example, taught[place], variances)
+                terms = self.terms(student, example, taught[place], variances, guidance)
                 (weighted(terms, weights) / len(examples)).backward()
             taught[place] = None
             for name, value in terms.items():
@@ -147,13 +154,15 @@ class Distiller:
         example: Example,
         taught: Taught | None,
         variances: Float[Tensor, "blocks"] | None = None,
+        guidance: float = 0,
     ) -> dict[str, Tensor]:
         """The unweighted terms by name; without a teacher, the denoising one alone."""
         with watch(student, self.blocks if taught else ()) as seen:
             prediction = self._predict(student, example)
         terms = {"denoising": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
         if taught:
-            terms["distillation"] = (prediction - taught.answer).square().mean()
+            error = prediction - taught.answer
+            terms["distillation"] = (guided(error, guidance) if guidance else error).square().mean()
             by_variance = self.options.block_scale == "variance"
             terms["blocks"] = block_distillation(seen, taught.blocks, by_variance, variances)
         return terms
@@ -194,6 +203,17 @@ def recomputing(model: Any, wanted: bool) -> Iterator[None]:
         model.disable_gradient_checkpointing()
 
 
+def guided(
+    answers: Float[Tensor, "twice channels height width"], strength: float
+) -> Float[Tensor, "batch channels height width"]:
+    """Answers with text, and after them those without, as classifier-free guidance joins them (Ho and Salimans, 2022).
+
+    Scaled so that independent errors of a size in both leave an error of that size.
+    """
+    with_text, without = answers.chunk(2)
+    return (strength * with_text - (strength - 1) * without) / math.hypot(strength, strength - 1)
+
+
 def weighted(terms: dict[str, Tensor], weights: Weights) -> Tensor:
     """The sum of the terms that have a weight, each times it."""
     return sum(weight * terms[name] for name, weight in weights if name in terms)
@@ -212,6 +232,18 @@ def with_dropout(text: TextStates, nothing: TextStates, dropped: Bool[Tensor, "b
         )
         for name, states in text.items()
     }
+
+
+def with_and_without(example: Example, nothing: TextStates) -> Example:
+    """The rows of an example, and after them the same rows with `nothing` for their text."""
+    return Example(
+        Diffused(*(torch.cat([part, part]) for part in example.diffused)),
+        torch.cat([example.timesteps, example.timesteps]),
+        {
+            name: torch.cat([states, nothing[name].to(states).expand_as(states)])
+            for name, states in example.text.items()
+        },
+    )
 
 
 class Log:

@@ -59,6 +59,14 @@ def test_losses_and_routes_stay(open_work, plain, changes: dict, tolerance: dict
         )
 
 
+def test_guided_recovery_is_the_same_in_micro_batches(open_work) -> None:
+    settings = {**SHORT, "recover": {**SHORT["recover"], "guidance": 3.0}}
+    _, steps = learned(open_work("guided", **settings))
+    _, others = learned(open_work("parts", **settings | {"recover": settings["recover"] | {"accumulate": 2}}))
+    for step, other in zip(steps, others, strict=True):
+        assert other == pytest.approx(step, rel=1e-4, abs=2e-6)
+
+
 def test_adaptation_is_the_same_in_micro_batches(open_work) -> None:
     from aptp.harness.adapt import adapt
     from aptp.models import load_pipeline
@@ -100,3 +108,5 @@ def test_the_variance_of_parts_is_that_of_the_whole() -> None:
 def test_parts_have_to_be_equal() -> None:
     with pytest.raises(ValueError, match="batch 8 is not divided by accumulate 3; choose a multiple"):
         RunConfig.model_validate({"search": {"batch": 8, "accumulate": 3}})
+    with pytest.raises(ValueError, match="4 equal parts of pairs; choose a multiple of 8"):
+        RunConfig.model_validate({"recover": {"batch": 12, "accumulate": 4, "guidance": 3}})

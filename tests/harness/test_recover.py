@@ -75,6 +75,39 @@ def test_an_expert_that_serves_nobody_keeps_its_slice(open_work) -> None:
     assert [line["expert"] for line in lines] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("joint", [0.0, 1.0])
+def test_guidance_teaches_each_picture_with_its_caption_and_without(open_work, monkeypatch, joint: float) -> None:
+    work = open_work(experts=2, recover={"steps": 2, "batch": 8, "joint": joint, "guidance": 3.0})
+    begun, seen, learn = found(work, 2), [], work.distiller.learn
+
+    def spy(student, examples, *given):
+        seen.extend(examples)
+        with torch.no_grad():
+            taught, answer = (
+                work.denoiser.predict(model, e.diffused.noisy, e.timesteps, e.text)
+                for model in (work.dense, student)
+                for e in examples
+            )
+        told = learn(student, examples, *given)
+        if not joint:
+            wanted = taught - answer
+            wanted = (3 * wanted[:4] - 2 * wanted[4:]).square().mean() / (9 + 4)
+            assert float(told["distillation"]) == pytest.approx(float(wanted), rel=1e-3)
+        return told
+
+    monkeypatch.setattr(work.distiller, "learn", spy)
+    make_experts(work, begun)
+    recover(work, begun.architectures, send_all_to(work, 1))
+    nothing = work.denoiser.unconditional(work.pipeline, work.sample_size)["encoder_hidden_states"]
+    assert len(seen) == 2
+    for example in seen:
+        noisy, text = example.diffused.noisy, example.text["encoder_hidden_states"]
+        assert torch.equal(noisy[:4], noisy[4:])
+        assert torch.equal(example.timesteps[:4], example.timesteps[4:])
+        assert torch.equal(text[4:], nothing.to(text).expand_as(text[4:]))
+        assert not torch.equal(text[:4], text[4:])
+
+
 def test_where_all_is_joint_experts_are_slices_of_one_set(open_work) -> None:
     work = open_work(experts=2, recover={"steps": 3, "joint": 1.0})
     begun = found(work, 2)

@@ -21,6 +21,7 @@ from aptp.harness.training import (
     before,
     dropped,
     generator_for,
+    guided,
     micro_batches,
     rate_factor,
     steps_done,
@@ -235,6 +236,12 @@ def test_resumed_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, monkey
 def test_micro_batches_are_equal_parts_of_the_batch() -> None:
     parts = micro_batches(TrainingOptions(batch=12, accumulate=3))
     assert [list(range(12))[part] for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_answers_are_guided_as_a_pipeline_guides_them() -> None:
+    text, nothing = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    joined = guided(torch.cat([text, nothing]), 3.0) * math.hypot(3, 2)
+    assert torch.allclose(joined, nothing + 3.0 * (text - nothing), atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:

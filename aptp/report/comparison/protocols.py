@@ -13,7 +13,7 @@ Protocol = tuple[tuple[str, str], ...]
 """Names and values, as texts."""
 
 PREFIXES = ("recover.weights.", "adapt.", "distill.")
-KEYS = ("recover.steps", "recover.per", "recover.batch", "recover.caption_dropout")
+KEYS = ("recover.steps", "recover.per", "recover.batch", "recover.caption_dropout", "recover.guidance")
 MEASURED = ("data.", "evaluate.prompts", "evaluate.steps", "evaluate.guidance", "evaluate.precision", "evaluate.exam")
 DATA = ("fingerprint", "training_pictures", "validation_pictures")
 """What runs must share of their records' `data`; a list of pictures that a seed drew differs between seeds."""

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from test_cache import Uncached, narrow_sd21, photographs, read, step_of, workspace
 from torch import nn
 from transformers import BertConfig, BertModel
@@ -77,6 +78,7 @@ def pipeline(asked: argparse.Namespace) -> Any:
     """The whole of it: text encoder, autoencoder and U-Net at their published sizes."""
     with torch.device(asked.device):
         pipe = narrow_sd21(asked.part)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)  # its tables belong on the CPU
     pipe.unet.register_to_config(sample_size=asked.size)
     pipe.to(asked.device, TYPES[asked.dtype])
     pipe.set_progress_bar_config(disable=True)

@@ -75,9 +75,13 @@ def _estimate(work: Workspace) -> Plan:
     searches = own + sum(pruner.searches for pruner in pruners)
     # a backward pass costs about two forward ones, or one where no weight takes a gradient
     search = config.search.steps * config.search.batch * call * (config.search.weights.distill + 1 + 1.2) * searches
-    recovered = len(config.compare) + (config.experts if config.recover.per == "expert" else 1)
-    steps = recovered * config.recover.steps
-    recover = steps * config.recover.batch * call * (config.recover.weights.distill + 3 * target)
+    allowances = config.experts if config.recover.per == "expert" else 1
+    steps = (len(config.compare) + allowances) * config.recover.steps
+    together = (
+        config.recover.joint * allowances * config.recover.steps if config.experts > 1 else 0
+    )  # at the dense cost
+    trained = (2.2 if config.recover.rank else 3) * (together + target * (steps - together))
+    recover = config.recover.batch * call * (config.recover.weights.distill * steps + trained)
     adapt = config.adapt.steps * config.adapt.batch * call * 3
     drawn = 1 + len(config.evaluate.dense_steps) + methods
     draw = prompts * ((calls * (1 + target * methods) + dense_calls) * call + encode * drawn)
@@ -93,7 +97,8 @@ def _estimate(work: Workspace) -> Plan:
         PlannedStage("exam", exam, f"{asked:,} noised pictures on the dense model and every expert"),
         PlannedStage("generate", draw, f"{prompts:,} pictures of the dense and each pruned model ({drawn})"),
     ]
-    states = weights * (4 if config.recover.steps or config.adapt.steps else 1)
+    all_weights = config.adapt.steps or (config.recover.steps and not config.recover.rank)
+    states = weights * (4 if all_weights else 1)
     activations = peak_memory_mb(work.denoiser, work.dense, work.sample_size, work.text_tokens) - weights
     return Plan(
         [stage for stage in stages if stage.seconds],

@@ -50,6 +50,23 @@ def test_steps_of_every_expert_are_planned(small_config: RunConfig, tmp_path: Pa
     assert "48 steps, 12 for each expert" in what, "three experts and magnitude's one model"
 
 
+def test_joint_steps_cost_the_dense_model_and_low_rank_ones_less(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(plan.__globals__, "_seconds_of_call", lambda work: 0.01)
+
+    def planned(**recover: object) -> tuple[float, float]:
+        options = small_config.recover.model_copy(update=recover).model_dump()
+        found = plan(changed(small_config, recover=options), tmp_path / "run", host=default_host())
+        return next(stage.seconds for stage in found.stages if stage.name == "recover"), found.memory_mb
+
+    apart, memory = planned(joint=0.0)
+    assert planned(joint=1.0)[0] > planned(joint=0.5)[0] > apart
+    low_rank, less = planned(joint=0.0, rank=4)
+    assert low_rank < apart
+    assert less < memory
+
+
 @pytest.mark.parametrize("changes", [{"pruner": "magnitude"}, {"router": "random-codes"}], ids=str)
 def test_a_run_that_learns_nothing_has_no_search(small_config: RunConfig, tmp_path: Path, changes: dict) -> None:
     planned = plan(changed(small_config, **changes), tmp_path / "run", host=default_host())

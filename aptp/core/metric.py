@@ -14,7 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GenerationBatch:
-    """Generated pictures, their prompts, the real pictures of the same prompts, and who made them."""
+    """Generated pictures, their prompts, the real pictures of the same prompts, and who made them.
+
+    Pictures lie on the run's device, so that features are taken there.
+    """
 
     images: UInt8[Tensor, "batch 3 height width"]
     prompts: Sequence[str]

@@ -129,9 +129,9 @@ def _metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Se
         for start in range(0, count, size):
             places = range(start, min(start + size, count))
             batch = GenerationBatch(
-                _pictures(folder, places),
+                _pictures(folder, places).to(work.device),
                 [questions.prompts[i] for i in places],
-                _pictures(questions.real, places),
+                _pictures(questions.real, places).to(work.device),
                 torch.tensor([experts[i] for i in places]),
             )
             for metric in metrics:

@@ -23,7 +23,7 @@ def recover_expert(out: Path, index: int, *, host: Host, progress: Progress) -> 
     """
     phase = OwnPhase.load(out, index)
     config = load_config(file=out / "config.yaml").resolved(host)
-    work = Workspace.open(config, out, host, progress, Record.load(out / "record.json"))
+    work = Workspace.load(config, out, host, progress, Record.load(out / "record.json"))
     source, flips = work.dataset.fingerprint(), config.prepare.flips
     samples = work.preparer.latents(work.chosen.train, source, "training", flips).samples
     check_list(work.record.data, "training", samples)

@@ -70,17 +70,12 @@ class Workspace:
 
     @classmethod
     def open(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
-        """Load the model and look at the data. Raises `RequestError` for a request that cannot be carried out."""
+        """`load`, and see that the whole request can be carried out. Raises `RequestError` where it cannot."""
         check_shares(config)
-        dataset = make(host, "dataset", config.data)
-        chosen = choose(dataset, config.prepare, config.seed)
-        check_counts(config, chosen.train, chosen.validation)
         for kind, choices in {"metric": config.metrics, "pruner": [*config.compare, config.pruner]}.items():
             for choice in filter(None, choices):
                 make(host, kind, choice)
-        device = device_of(config.device)
-        pipeline = load_pipeline(config.model, device)
-        work = cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
+        work = cls.load(config, out, host, progress, record)
         work.check_scheduler()
         if work.pruner is None:
             work.cost_model.check(config.budget.target)
@@ -94,6 +89,16 @@ class Workspace:
                 "routes for it to move; choose sinkhorn, unbalanced or none."
             )
         return work
+
+    @classmethod
+    def load(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
+        """Load the model and look at the data: all that a part of a run needs whose request was checked before."""
+        dataset = make(host, "dataset", config.data)
+        chosen = choose(dataset, config.prepare, config.seed)
+        check_counts(config, chosen.train, chosen.validation)
+        device = device_of(config.device)
+        pipeline = load_pipeline(config.model, device)
+        return cls(config, out, host, progress, record, device, pipeline, dataset, chosen)
 
     def check_scheduler(self) -> None:
         """Raise `RequestError` for a scheduler with which no training example can be made."""

@@ -21,7 +21,9 @@ from aptp.core.architecture import Architecture
 from aptp.core.child import Child
 from aptp.core.errors import RequestError
 from aptp.core.files import write_text
+from aptp.core.progress import Quiet
 from aptp.harness import spread as module
+from aptp.harness.one_expert import recover_expert
 from aptp.harness.recover import make_experts, recover, train_apart
 from aptp.harness.search import Found
 from aptp.harness.spread import OwnPhase
@@ -149,6 +151,19 @@ def test_a_folder_without_word_of_an_expert_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["recover-expert", str(tmp_path), "0"])
     assert result.exit_code == 2
     assert "is no run directory that says how expert 0 is recovered" in result.stderr
+
+
+def test_an_expert_that_is_trained_apart_needs_no_costs(sliced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of time would measure its table again on each node."""
+
+    def cost_by(*_: object, **options: object) -> None:
+        raise AssertionError("costs were asked for")
+
+    work = sliced("run")
+    OwnPhase(torch.arange(4), 2).save(work.out, 0)
+    monkeypatch.setattr(Workspace, "cost_by", cost_by)
+    recover_expert(work.out, 0, host=work.host, progress=Quiet())
+    assert lines(work.path("logs/recover-00.jsonl")) == 2
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from aptp.core import distributed
 from aptp.core.architecture import Architecture, SearchSpace, harden
 from aptp.core.budget import BudgetEstimator, CostModel, Layer
 from aptp.core.denoiser import Denoiser
+from aptp.core.errors import gist
 from aptp.core.files import default_cache, write_json
 from aptp.core.slicing import slice
 from aptp.core.timing import device_name, latencies_ms, own_times_ms, repeated
@@ -80,10 +84,11 @@ class LatencyBudget(BudgetEstimator):
         file = default_cache() / "latency" / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.parent / ".lock"):
-            if not file.exists():
-                times = self._measure(module, space, inputs)
-                write_json(file, {**json.loads(told), "milliseconds": {p: list(t.items()) for p, t in times.items()}})
-            return {path: dict(times) for path, times in json.loads(file.read_text())["milliseconds"].items()}
+            if (kept := _kept(file, space)) is not None:
+                return kept
+            times = self._measure(module, space, inputs)
+            write_json(file, {**json.loads(told), "milliseconds": {p: list(t.items()) for p, t in times.items()}})
+            return times
 
     def _measure(self, module: nn.Module, space: SearchSpace, inputs: Mapping[str, Any]) -> Table:
         paths = {site.path for site in space.sites}
@@ -109,6 +114,23 @@ class LatencyBudget(BudgetEstimator):
             for units, whole in zip(kept, wholes, strict=True)
         )
         return _unwatched(table, surplus)
+
+
+def _kept(file: Path, space: SearchSpace) -> Table | None:
+    """The table of a file, or None where there is none; one that is damaged is worth a warning."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))["milliseconds"]
+        table = {path: {int(units): float(ms) for units, ms in times} for path, times in said.items()}
+        if table.keys() != {"", *(site.path for site in space.sites)} or not all(table.values()):
+            raise ValueError("it is of another model")
+        if not all(0 <= ms < math.inf for times in table.values() for ms in times.values()):
+            raise ValueError("it has times that are none")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        warnings.warn(f"the table of times {str(file)!r} is damaged ({gist(error)}): measured anew.", stacklevel=2)
+        return None
+    return table
 
 
 def _unwatched(table: Table, surplus: float) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -82,6 +83,29 @@ def test_what_was_measured_once_is_not_measured_again(cache, monkeypatch):
     kept = [json.loads(file.read_text()) for file in cache.glob("*.json")]
     assert len(kept) == 2
     assert all(table["device"] and table["versions"]["torch"] == torch.__version__ for table in kept)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-40],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: json.dumps({"milliseconds": {"": [[0, 1.0]]}}),
+        lambda text: text.replace('"milliseconds"', '"seconds"'),
+        lambda text: json.dumps({"milliseconds": {path: [[0, math.nan]] for path in json.loads(text)["milliseconds"]}}),
+    ],
+)
+def test_a_damaged_table_is_measured_anew(cache, monkeypatch, damage):
+    monkeypatch.setattr(latency, "own_times_ms", weighed)
+    unet = tiny_unet("sd2")
+    whole = profile(unet)
+    (file,) = cache.glob("*.json")
+    text = file.read_text()
+    file.write_text(damage(text))
+    with pytest.warns(UserWarning, match=rf"the table of times '{file}' is damaged \(.*\): measured anew"):
+        assert profile(unet).fingerprint == whole.fingerprint
+    assert file.read_text() == text
 
 
 def test_where_a_model_lies_and_in_which_order_options_were_left_out_make_no_difference(cache):

@@ -33,7 +33,7 @@ test: lint ## lint, then the whole test suite
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 bench: install ## the benchmarks that pytest-benchmark times
-	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only -s
 
 benchmark: install ## one seed of the core table on the embedded model, and its report: hours, goes on where it stopped
 	$(BIN)/aptp sweep benchmarks/experiments/core.yaml --out runs/core
@@ -50,5 +50,5 @@ docs: install ## write docs/config.md anew from the options' models
 	$(BIN)/python docs/config_page.py
 
 clean: ## remove .venv, build products and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -106,7 +106,7 @@ def on_main(work: Callable[[], T]) -> T:
     value, failure = shared((value, failure))
     if failure is not None:
         raise failure
-    return value  # type: ignore[return-value]
+    return value
 
 
 def wait() -> None:

@@ -14,7 +14,7 @@ def check_dataset(dataset: CaptionedDataset) -> None:
     """Both splits hold captioned RGB pictures under stable, distinct names, the same each time."""
     names: set[str] = set()
     for split in ("train", "validation"):
-        samples, again = dataset.samples(split), dataset.samples(split)  # type: ignore[arg-type]
+        samples, again = dataset.samples(split), dataset.samples(split)
         assert len(samples) > 0, f"split {split!r} is empty"
         assert [(s.id, s.caption) for s in samples] == [(s.id, s.caption) for s in again], "samples change"
         assert names.isdisjoint(s.id for s in samples), "a sample is in both splits"

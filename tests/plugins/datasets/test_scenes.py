@@ -53,7 +53,7 @@ def test_bad_options_are_refused(bad: dict[str, int]) -> None:
 
 def test_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="'test'"):
-        small().samples("test")  # type: ignore[arg-type]
+        small().samples("test")
 
 
 @settings(max_examples=10, deadline=None)

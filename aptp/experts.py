@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -20,8 +22,8 @@ class Experts:
         dense: the dense model, on the device and in the type in which experts are wanted.
         read: reads an expert, by its number and in a type.
         memory_limit: bytes of weights, the dense model's included, that may be on the device at once. Who is asked for
-            gets in whatever its size; whoever was not asked for longest makes room: on a GPU it waits in main memory,
-            on the CPU it is forgotten and read again (the dense model stays).
+            gets in whatever its size; whoever was not asked for longest and is not held makes room: on a GPU it waits
+            in main memory, on the CPU it is forgotten and read again (the dense model stays).
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Experts:
         self.device, self.dtype, self.memory_limit = dense.device, dense.dtype, memory_limit
         self._read = read
         self._loaded = {DENSE: dense}  # in the order of their last use
+        self._holders: Counter[int] = Counter()
         self._lock = threading.RLock()
 
     def __getitem__(self, index: int) -> nn.Module:
@@ -40,6 +43,18 @@ class Experts:
             self._make_room(size_of(model))
             self._loaded[index] = model
             return nn.Module.to(model, self.device)
+
+    @contextmanager
+    def held(self, index: int) -> Iterator[nn.Module]:
+        """An expert that stays on the device meanwhile, whoever else is asked for."""
+        with self._lock:
+            model = self[index]
+            self._holders[index] += 1
+        try:
+            yield model
+        finally:
+            with self._lock:
+                self._holders[index] -= 1
 
     def is_ready(self, index: int) -> bool:
         """Whether an expert is on the device already."""
@@ -62,7 +77,7 @@ class Experts:
         for index in ready:
             if excess <= 0:
                 return
-            if self.device.type == "cpu" and index == DENSE:
+            if self._holders[index] or (self.device.type == "cpu" and index == DENSE):
                 continue
             model = self._loaded[index]
             excess -= size_of(model)

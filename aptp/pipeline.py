@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from PIL import Image
 
+CHECKS = {"check_inputs", "retrieve_timesteps", "set_timesteps"}
+"""Where diffusers refuses what it is asked for: the functions by name, of pipelines and of schedulers."""
+
 
 @dataclass(frozen=True)
 class RoutedOutput:
@@ -83,7 +86,10 @@ class RoutedPipeline:
         return self
 
     def expert(self, index: int) -> nn.Module:
-        """An expert on the pipeline's device, or, for −1, the dense model. Raises `RequestError` for another."""
+        """An expert on the pipeline's device, or, for −1, the dense model. Raises `RequestError` for another.
+
+        With a memory limit it may leave the device when others are needed; while it draws for the pipeline it stays.
+        """
         self._check_experts([index])
         return self._experts[index]
 
@@ -190,7 +196,8 @@ class RoutedPipeline:
             fallback_margin: prompts that the router sends to an expert with less of a lead go to the dense model.
             advance: told how many pictures are done.
             options: of the diffusers pipeline. Tensors such as `prompt_embeds`, and texts such as `prompt_2`, come one
-                a prompt, `latents` one a picture. `callback_on_step_end` is called in every step of every batch.
+                a prompt, `latents` one a picture; `timesteps` and `sigmas` are the schedule of the whole call.
+                `callback_on_step_end` is called in every step of every batch.
 
         Raises:
             RequestError: for prompts that cannot be served, options that the diffusers pipeline does not take or
@@ -256,12 +263,12 @@ class RoutedPipeline:
     @contextmanager
     def _at_work(self, expert: int) -> Iterator[None]:
         """The base pipeline with an expert as its denoiser, for one thread; what it refuses is a `RequestError`."""
-        with self._drawing:
-            setattr(self.base, self.bundle.component, self.expert(expert))
+        with self._drawing, self._experts.held(expert) as denoiser:
+            setattr(self.base, self.bundle.component, denoiser)
             try:
                 yield
             except ValueError as error:
-                if any(frame.name == "check_inputs" for frame in traceback.extract_tb(error.__traceback__)):
+                if any(frame.name in CHECKS for frame in traceback.extract_tb(error.__traceback__)):
                     raise RequestError(f"{type(self.base).__name__} refuses this: {gist(error)}") from error
                 raise
             finally:

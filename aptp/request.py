@@ -24,6 +24,8 @@ KINDS = ("pil", "np", "pt", "latent")
 """Of output, as diffusers names them."""
 OF_A_PROMPT = re.compile(r"(negative_)?(pooled_)?prompt(_\w+)?")
 """Names of the options of diffusers pipelines that come one a prompt."""
+OF_THE_CALL = {"timesteps", "sigmas"}
+"""Names of options that may be tensors and yet are one for all pictures: the schedule."""
 OURS = {"prompt", "generator", "num_images_per_prompt", "return_dict", "callback", "callback_steps"}
 """Options of diffusers pipelines that the routed pipeline sets itself, or does without."""
 
@@ -59,7 +61,7 @@ def pictures_of(
         each: pictures a prompt.
         generators: one a picture.
         options: of the diffusers pipeline. Tensors and texts that come one a prompt are divided, and latents, which
-            come one a picture. A single text is for all prompts.
+            come one a picture. A single text is for all prompts, and so are `timesteps` and `sigmas`.
 
     Raises:
         RequestError: for an option that has another number of entries.
@@ -71,7 +73,7 @@ def pictures_of(
         options = {"prompt": list(prompts)} | options
     for name, value in options.items():
         of_a_prompt = OF_A_PROMPT.fullmatch(name)
-        if value is None or not (isinstance(value, Tensor) or of_a_prompt):
+        if value is None or name in OF_THE_CALL or not (isinstance(value, Tensor) or of_a_prompt):
             shared[name] = value
             continue
         values = [value] * count if isinstance(value, str) else value if isinstance(value, Tensor) else list(value)

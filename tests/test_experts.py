@@ -88,6 +88,50 @@ def test_whoever_is_asked_for_gets_in(open_experts) -> None:
     assert experts.is_ready(1)
 
 
+def test_who_is_held_makes_no_room(open_experts, reads: list[int]) -> None:
+    experts = open_experts(Denoiser(), 3 * KILO)
+    with experts.held(0) as first, experts.held(0):
+        for index in (1, 2):
+            experts[index]
+        assert experts[0] is first
+        assert [index for index in range(3) if experts.is_ready(index)] == [0, 2]
+    experts[1]
+    assert [index for index in range(3) if experts.is_ready(index)] == [0, 1]
+    assert reads == [0, 1, 2, 1]
+
+
+def test_who_draws_stays_while_other_threads_ask_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: a model that was moved away fails where it is used."""
+    place: dict[int, str] = {}
+
+    class Elsewhere(Denoiser):
+        device = property(lambda self: torch.device(place.setdefault(id(self), "cpu")))
+
+        def draw(self) -> bool:
+            time.sleep(0.002)
+            return place[id(self)] == "cuda:0"
+
+    def move(module: nn.Module, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+        place[id(module)] = str(device)
+        return module
+
+    monkeypatch.setattr(nn.Module, "to", move)
+    dense = Elsewhere()
+    place[id(dense)] = "cuda:0"
+    experts = Experts(dense, lambda index, dtype: Elsewhere(), 2 * KILO)
+
+    def draw(turn: int) -> bool:
+        if turn % 2:
+            return bool(experts[turn % 5 - 1])
+        with experts.held(turn % 5 - 1) as model:
+            return all(model.draw() for _ in range(5))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(draw, range(60)))
+    experts[0]
+    assert sum(experts.is_ready(index) for index in range(DENSE, 4)) <= 2
+
+
 def test_elsewhere_they_wait_in_main_memory(open_experts, reads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that can be had everywhere: moving there is written down, and nothing moves."""
     place: dict[int, str] = {}

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 import aptp
 from aptp.bundle import Bundle
@@ -245,6 +246,8 @@ def test_every_step_of_every_batch_is_told(pipe: RoutedPipeline) -> None:
         ({"return_dict": False}, "'return_dict'"),
         ({"height": 15, "width": 15}, "StableDiffusionPipeline refuses this: .*divisible by 8"),
         ({"callback_on_step_end_tensor_inputs": ["x"]}, "refuses this: .*has to be in"),
+        ({"num_inference_steps": 1001}, "StableDiffusionPipeline refuses this: .*cannot be larger than"),
+        ({"timesteps": torch.tensor([900, 5])}, "refuses this: .*does not support custom timestep schedules"),
         ({"latents": torch.zeros(2, 4, 8, 8)}, "latents has 2 entries; one a picture is right, 1 in all"),
         ({"experts": [-2]}, "no expert -2"),
         ({"seed": -1}, "seed -1 is out of range"),
@@ -255,6 +258,45 @@ def test_bad_requests_are_refused(pipe: RoutedPipeline, given: dict, words: str)
     with pytest.raises(RequestError, match=words) as caught:
         pipe("a red star", **given)
     assert one_sentence(caught.value)
+
+
+def test_an_expert_that_draws_is_not_put_away_for_others(finished) -> None:
+    pipe = aptp.load(finished.out, device="cpu", memory_limit=0)
+    reads: list[int] = []
+    read = pipe._experts._read
+    pipe._experts._read = lambda index, dtype: (reads.append(index), read(index, dtype))[1]
+
+    def ask(base: object, step: int, time: object, tensors: dict) -> dict:
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(pipe.expert, (1, 2, 0)))
+        return tensors
+
+    pipe("a red star", experts=[0], callback_on_step_end=ask, **DRAWING)
+    assert reads.count(0) == 1
+
+
+@pytest.mark.parametrize("name", ["timesteps", "sigmas"])
+def test_a_schedule_is_the_whole_call_s(pipe: RoutedPipeline, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = EulerDiscreteScheduler.from_config(pipe.base.scheduler.config)
+    monkeypatch.setattr(pipe.base, "scheduler", scheduler)
+    values = {"timesteps": [900, 400, 5], "sigmas": [9.0, 2.0, 0.5]}[name]
+    settings = {"seed": 3, "output_type": "np", "num_inference_steps": 25}
+    steps: list[float] = []
+
+    def see(base: object, step: int, time: torch.Tensor, tensors: dict) -> dict:
+        steps.append(float(time))
+        return tensors
+
+    drawn = pipe(
+        ["a", "b", "c"], experts=[0, 1, 0], **{name: torch.tensor(values)}, callback_on_step_end=see, **settings
+    )
+    assert steps == 2 * scheduler.timesteps.tolist()
+    assert steps == 2 * values or name == "sigmas"
+    listed = pipe(["a", "b", "c"], experts=[0, 1, 0], **{name: values}, **settings)
+    assert np.array_equal(drawn.images, listed.images)
+    (own,) = pipe.base("b", generator=torch.Generator().manual_seed(3), output_type="np", **{name: values}).images[:1]
+    (dense,) = pipe("b", dense=True, **{name: torch.tensor(values)}, **settings).images
+    assert np.abs(own - dense).max() <= 1e-4
 
 
 def test_an_error_of_a_callback_stays_what_it_is(pipe: RoutedPipeline) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
 from aptp.api import denoiser_of
-from aptp.core.errors import RequestError
+from aptp.core.extras import check_extra
 from aptp.host import Host
 
 NAMES = {"torch": "expert.pt2", "onnx": "expert.onnx"}
@@ -56,8 +55,7 @@ def write_graph(expert: nn.Module, folder: Path, kind: str) -> None:
     if kind == "torch":
         torch.export.save(graph_of(expert), folder / NAMES[kind])
         return
-    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
-        raise RequestError(f"format onnx needs the package {missing[0]}; pip install 'aptp[onnx]'.")
+    check_extra("format onnx", "onnx")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it remarks on libraries that are not needed
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch about itself
         torch.onnx.export(graph_of(expert), f=folder / NAMES[kind], dynamo=True, verbose=False)

@@ -25,6 +25,7 @@ from aptp.config import RunConfig
 from aptp.core.errors import RequestError
 from aptp.explain import Explanation, Neighbour, Word
 from aptp.pipeline import Route, RoutedOutput
+from aptp.routing import DENSE
 
 
 def invoke(*arguments: str | Path, stdin: str | None = None) -> Result:
@@ -306,7 +307,9 @@ class Pipeline:
         self.margin = margin
         self.batches: list[int] = []
 
-    def route(self, prompts: Sequence[str]) -> list[Route]:
+    def route(self, prompts: Sequence[str], *, fallback_margin: float = 0.0) -> list[Route]:
+        if self.margin < fallback_margin:
+            return [Route(text, DENSE, 1.0, self.margin) for text in prompts]
         return [Route(text, len(text) % 2, (0.25, 0.75)[len(text) % 2], self.margin) for text in prompts]
 
     def __call__(
@@ -442,8 +445,27 @@ def test_generate_draws_every_prompt_in_its_place(pipeline: Pipeline) -> None:
     assert pipeline.batches == [4, 2]
 
 
+def test_generate_falls_back_to_the_dense_model(pipeline: Pipeline) -> None:
+    Path("p.txt").write_text("a star\n")
+    drawing = ("generate", "x", "--prompts", "p.txt", "--out", "y", "--steps", "3", "--guidance", "2")
+    for margin, expert, cost in (("0.5", 0, 0.25), ("0.6", DENSE, 1.0)):
+        result = invoke(*drawing, "--fallback-margin", margin)
+        assert result.exit_code == 0, result.stderr
+        (listed,) = json.loads(Path("y/pictures.json").read_text())
+        assert (listed["expert"], listed["cost"]) == (expert, cost)
+
+
 @pytest.mark.parametrize(
-    "flags", [("--steps", "0"), ("--batch", "0"), ("--guidance", "-1"), ("--seed", "-1"), ("--out", "p.txt")]
+    "flags",
+    [
+        ("--fallback-margin", "-0.1"),
+        ("--fallback-margin", "nan"),
+        ("--steps", "0"),
+        ("--batch", "0"),
+        ("--guidance", "-1"),
+        ("--seed", "-1"),
+        ("--out", "p.txt"),
+    ],
 )
 def test_generate_refuses_what_it_cannot_draw(flags: Sequence[str], pipeline: Pipeline) -> None:
     Path("p.txt").write_text("a star\n")

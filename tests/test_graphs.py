@@ -78,7 +78,7 @@ def test_onnx_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_what_onnx_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aptp.graphs.find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"needs the package onnx; pip install 'aptp\[onnx\]'"):
+    monkeypatch.setattr("aptp.core.extras.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"needs onnx, onnxscript, not installed; pip install 'aptp\[onnx\]'"):
         write_graph(nn.Identity(), tmp_path, "onnx")
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from aptp.pipeline import RoutedPipeline
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+Margin = Annotated[
+    float,
+    typer.Option("--fallback-margin", min=0, help="Prompts whose expert leads by less go to the dense model."),
+]
 FILE_HELP = "Prompts, one a line; - is standard input."
 
 
@@ -27,6 +31,7 @@ def generate(
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; the model's own by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise; repetitions of a prompt count on from it.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 16,
+    margin: Margin = 0.0,
     debug: Debug = False,
 ) -> None:
     """Draw a picture of each prompt with its expert."""
@@ -39,7 +44,7 @@ def generate(
         from aptp.terminal import Terminal
 
         pipe = _pipeline(run, asked)
-        routes = pipe.route(asked)
+        routes = pipe.route(asked, fallback_margin=margin)
         seeds = seeds_from(seed, asked)
         names = [f"{place:03d}.png" for place in range(len(asked))]
         by_expert = sorted(range(len(asked)), key=lambda place: routes[place].expert)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from aptp.commands.failing import Debug, checking, working
+from aptp.commands.prompts import Margin
 from aptp.core.errors import RequestError
+from aptp.core.extras import check_extra
 from aptp.serving.access import KEY, bind, is_loopback, read_key
 from aptp.serving.limits import Limits
 
-NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
-"""Modules of the extra, and the packages that bring them."""
 DEFAULT = Limits()
 
 
@@ -43,6 +42,7 @@ def serve(
             min=0, max=DEFAULT.max_guidance, help="Scale of guidance, unless asked; the model's own by default."
         ),
     ] = DEFAULT.guidance,
+    margin: Margin = 0.0,
     max_steps: Annotated[int, typer.Option(min=1, help="Most sampling steps of a request.")] = DEFAULT.max_steps,
     max_count: Annotated[int, typer.Option(min=1, help="Most pictures of a request.")] = DEFAULT.max_count,
     max_prompt: Annotated[
@@ -51,8 +51,7 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Serve a finished run, or a bundle, over HTTP, as OpenAI's images endpoint, until SIGTERM or Ctrl-C."""
-    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
-        raise RequestError(f"aptp serve needs {', '.join(missing)}, not installed; pip install 'aptp[serve]'.")
+    check_extra("aptp serve", "serve")
     key = read_key(key_file)
     if steps > max_steps:
         raise RequestError(f"--steps {steps} is more than --max-steps {max_steps}; raise that, or ask for fewer.")
@@ -85,7 +84,7 @@ def serve(
         pipe = RoutedPipeline.from_pretrained(run, device=device)
         if pipe.bundle.budget:
             pipe.monitor = Monitor.of(pipe.bundle)
-        engine = LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run))
+        engine = LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run), margin)
         service = Service(engine, limits)
         if pipe.monitor:
             service.metrics.watch(pipe.monitor)

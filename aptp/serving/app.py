@@ -96,9 +96,13 @@ def create_app(service: Service, *, key: str | None = None, hosts: frozenset[str
             leaving.cancel()
         pictures = [
             Picture(
-                b64_json=base64.b64encode(png).decode(), expert=drawn.route.expert, cost=drawn.route.cost, seed=seed
+                b64_json=base64.b64encode(picture.png).decode(),
+                expert=drawn.route.expert,
+                cost=drawn.route.cost,
+                seed=seed,
+                nsfw_content_detected=picture.flagged,
             )
-            for seed, png in zip(order.seeds, drawn.pictures, strict=True)
+            for seed, picture in zip(order.seeds, drawn.pictures, strict=True)
         ]
         return ImageAnswer(
             created=int(time.time()), data=pictures, size=engine.size, model=engine.name, revision=engine.revision

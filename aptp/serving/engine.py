@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aptp.bundle import CALIBRATION, Bundle
+from aptp.core.errors import RequestError
 from aptp.core.manifest import Manifest, may_travel, sha256
 from aptp.pipeline import RoutedPipeline
-from aptp.routing import Route
+from aptp.routing import DENSE, Route
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Sketch:
     seed: int
 
 
+@dataclass(frozen=True)
+class Painting:
+    """A picture of a batch."""
+
+    png: bytes
+    flagged: bool | None
+    """What the base pipeline's safety checker says of it; None where there is none."""
+
+
 class Engine(ABC):
     """Routes prompts and draws batches. `name` and `revision` say of what; `costs` has one entry an expert."""
 
@@ -47,6 +58,10 @@ class Engine(ABC):
     width: int = 1
     """How many batches of a lane it draws at once."""
 
+    def cost(self, expert: int) -> float:
+        """Of an expert, or of the dense model, as a fraction of dense."""
+        return 1.0 if expert == DENSE else self.costs[expert]
+
     def lane(self, manner: Manner) -> Hashable:
         """Where a batch is drawn; here all batches are drawn in one place."""
         return None
@@ -56,8 +71,8 @@ class Engine(ABC):
         """Where a prompt goes."""
 
     @abstractmethod
-    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
-        """One PNG a sketch, in their order."""
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
+        """One a sketch, in their order. Raises `RequestError` where the pipeline refuses what some of them ask."""
 
     @abstractmethod
     def close(self) -> None:
@@ -65,10 +80,13 @@ class Engine(ABC):
 
 
 class LocalEngine(Engine):
-    """A pipeline of this process. It draws one batch at a time; prompts are routed beside that."""
+    """A pipeline of this process. It draws one batch at a time; prompts are routed beside that.
 
-    def __init__(self, pipe: RoutedPipeline, name: str) -> None:
-        self.pipe, self.name = pipe, name
+    Prompts whose lead is under `fallback_margin` go to the dense model.
+    """
+
+    def __init__(self, pipe: RoutedPipeline, name: str, fallback_margin: float = 0.0) -> None:
+        self.pipe, self.name, self.fallback_margin = pipe, name, fallback_margin
         self.revision, self.costs = revision_of(pipe.bundle), pipe.bundle.fractions
         side = pipe.dense.config.sample_size * pipe.base.vae_scale_factor
         self.size = f"{side}x{side}"
@@ -77,10 +95,12 @@ class LocalEngine(Engine):
         self._under_way: set[Future[Any]] = set()
 
     async def route(self, prompt: str) -> Route:
-        (route,) = await self._done_by(self._router, self.pipe.route, prompt)
-        return route
+        (found,) = await self._done_by(
+            self._router, partial(self.pipe.route, fallback_margin=self.fallback_margin), prompt
+        )
+        return found
 
-    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
         return await self._done_by(self._hand, self._draw, manner, sketches)
 
     async def _done_by(self, threads: ThreadPoolExecutor, work: Callable[..., Any], *arguments: object) -> Any:
@@ -89,7 +109,11 @@ class LocalEngine(Engine):
         future.add_done_callback(self._under_way.discard)
         return await asyncio.wrap_future(future)
 
-    def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+    def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
+        try:
+            self.pipe.expert(manner.expert)
+        except RequestError as error:
+            raise RuntimeError(str(error)) from error  # whoever asked for a picture did nothing wrong
         drawn = self.pipe(
             [sketch.prompt for sketch in sketches],
             num_inference_steps=manner.steps,
@@ -99,11 +123,12 @@ class LocalEngine(Engine):
             batch_size=len(sketches),
             experts=[manner.expert] * len(sketches),
         )
-        pictures = []
-        for image in drawn.images:
+        paintings = []
+        flags = drawn.nsfw_content_detected or [None] * len(sketches)
+        for image, flagged in zip(drawn.images, flags, strict=True):
             image.save(file := io.BytesIO(), format="PNG")
-            pictures.append(file.getvalue())
-        return pictures
+            paintings.append(Painting(file.getvalue(), flagged))
+        return paintings
 
     def close(self) -> None:
         for threads in (self._router, self._hand):

@@ -84,7 +84,7 @@ class Guard:
 
     def _bounded(self, receive: Receive) -> Receive:
         """`receive`, with bounds on the size of the body and on the time until it is whole."""
-        end, size, whole = time.monotonic() + self.limits.timeout, 0, False
+        end, size, whole = time.monotonic() + self.limits.reading, 0, False
 
         async def bounded() -> Message:
             nonlocal size, whole

@@ -16,7 +16,9 @@ class Limits:
     queue: int = 128
     """Pictures taken and not yet answered."""
     timeout: float = 120.0
-    """From a whole request to its answer; of a request's body, from its first byte to its last."""
+    """From a whole request to its answer, and then until that is fetched."""
+    reading: float = 15.0
+    """For a request's head to come, from the opening of its connection or the answer before; and then for its body."""
     max_count: int = 4
     """Pictures a request."""
     max_steps: int = 100
@@ -26,6 +28,11 @@ class Limits:
     steps: int = 25
     guidance: float | None = None
     """None is the diffusers pipeline's own."""
+
+    @property
+    def connections(self) -> int:
+        """That may be open: of all who wait for pictures, as many again who are told to wait, and some that idle."""
+        return 2 * self.queue + 512
 
     @property
     def body(self) -> int:

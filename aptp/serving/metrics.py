@@ -50,6 +50,8 @@ class Metrics:
             "aptp_cost", "Sum of the costs of pictures drawn, each a fraction of the dense one's.", registry=registry
         )
 
+        self.flagged = Counter("aptp_flagged_pictures", "Pictures that the safety checker hid.", registry=registry)
+
     def watch(self, monitor: Monitor) -> None:
         """Tell what a monitor sees, too; NaN while it has seen too few prompts."""
 

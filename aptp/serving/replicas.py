@@ -6,11 +6,12 @@ serve run aptp.serving.replicas:application run=runs/demo replicas=2
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import Field
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -23,7 +24,7 @@ from aptp.publishing import find_bundle
 from aptp.routing import Route, read, route
 from aptp.serving.access import read_key
 from aptp.serving.app import create_app
-from aptp.serving.engine import Engine, LocalEngine, Manner, Sketch, revision_of
+from aptp.serving.engine import Engine, LocalEngine, Manner, Painting, Sketch, revision_of
 from aptp.serving.limits import Limits
 from aptp.serving.service import Service
 
@@ -41,6 +42,7 @@ class Settings(Options):
     wait: float = Field(DEFAULT.wait, ge=0, description="seconds that a picture waits, at most, for others")
     queue: int = Field(DEFAULT.queue, ge=DEFAULT.max_count, description="pictures taken and not yet answered")
     timeout: float = Field(DEFAULT.timeout, gt=0, description="seconds from a request to its answer")
+    fallback_margin: float = Field(0, ge=0, description="prompts whose lead is under it go to the dense model")
 
 
 class Hand:
@@ -50,8 +52,8 @@ class Hand:
         self.engine = LocalEngine(RoutedPipeline.from_pretrained(run), run)
         self.engine.pipe.expert(expert)  # before the first request
 
-    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
-        """One PNG a sketch, in their order."""
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
+        """One a sketch, in their order."""
         return await self.engine.draw(manner, sketches)
 
     async def size(self) -> str:
@@ -60,24 +62,33 @@ class Hand:
 
 
 class Distributed(Engine):
-    """Routes here, and has each batch drawn by a replica of its expert."""
+    """Routes here, and has each batch drawn by a replica of its expert; the last one's have the dense model's."""
 
-    def __init__(self, bundle: Bundle, name: str, size: str, hands: Sequence[DeploymentHandle], replicas: int) -> None:
-        self.bundle, self.name, self.size, self.hands, self.width = bundle, name, size, hands, replicas
-        self.revision, self.costs = revision_of(bundle), bundle.fractions
+    def __init__(
+        self, bundle: Bundle, name: str, size: str, hands: Sequence[DeploymentHandle], settings: Settings
+    ) -> None:
+        self.bundle, self.name, self.size, self.hands, self.width = bundle, name, size, hands, settings.replicas
+        self.revision, self.costs, self.fallback_margin = (
+            revision_of(bundle),
+            bundle.fractions,
+            settings.fallback_margin,
+        )
         self._router = ThreadPoolExecutor(1, "aptp-route")
 
-    def lane(self, manner: Manner) -> Hashable:
-        return manner.expert
+    def lane(self, manner: Manner) -> int:
+        return manner.expert % len(self.hands)
 
     async def route(self, prompt: str) -> Route:
         (found,) = await asyncio.get_running_loop().run_in_executor(
-            self._router, lambda: route(self.bundle, read(self.bundle, [prompt]))
+            self._router, lambda: route(self.bundle, read(self.bundle, [prompt]), self.fallback_margin)
         )
         return found
 
-    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
-        return await self.hands[manner.expert].draw.remote(manner, sketches)
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
+        try:
+            return await self.hands[self.lane(manner)].draw.remote(manner, sketches)
+        except RayTaskError as error:
+            raise error.cause from error
 
     def close(self) -> None:
         self._router.shutdown(wait=False, cancel_futures=True)
@@ -90,7 +101,7 @@ class Front:
     async def __init__(self, settings: Settings, hands: Sequence[DeploymentHandle]) -> None:
         folder = find_bundle(settings.run)
         bundle, size = load_finished(folder, default_host()), await hands[0].size.remote()
-        engine = Distributed(bundle, folder.resolve().name, size, hands, settings.replicas)
+        engine = Distributed(bundle, folder.resolve().name, size, hands, settings)
         limits = Limits(batch=settings.batch, wait=settings.wait, queue=settings.queue, timeout=settings.timeout)
         self.service = Service(engine, limits)
 

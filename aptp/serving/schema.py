@@ -37,12 +37,15 @@ class ImageRequest(BaseModel):
 
 
 class Picture(BaseModel):
-    """One picture of an answer: a PNG in base 64, its expert, its cost as a fraction of dense, and its seed."""
+    """One picture of an answer: a PNG in base 64, its expert (−1 is the dense model), its cost as a fraction of dense,
+    its seed, and whether the safety checker found it unfit to be shown; null where the model has none.
+    """
 
     b64_json: str
     expert: int
     cost: float
     seed: int
+    nsfw_content_detected: bool | None
 
 
 class ImageAnswer(BaseModel):

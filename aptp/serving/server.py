@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from aptp.serving.connection import Connection
 from aptp.serving.service import Service
 
 BACKLOG = 1024
@@ -25,6 +27,8 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, service: Service, say: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             app,
+            http=partial(Connection, limits=service.limits),  # type: ignore[arg-type]
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aptp.core.errors import RequestError
 from aptp.routing import Route
 from aptp.serving.batching import Batcher
-from aptp.serving.engine import Engine, Manner, Sketch
+from aptp.serving.engine import Engine, Manner, Painting, Sketch
 from aptp.serving.errors import Refusal
 from aptp.serving.limits import Limits
 from aptp.serving.metrics import Metrics
@@ -22,10 +23,10 @@ MEMORY = 0.8
 
 @dataclass(frozen=True)
 class Drawn:
-    """The answer to an order: where its prompt went, and a PNG for each of its seeds."""
+    """The answer to an order: where its prompt went, and a picture for each of its seeds."""
 
     route: Route
-    pictures: Sequence[bytes]
+    pictures: Sequence[Painting]
 
 
 class Service:
@@ -36,7 +37,7 @@ class Service:
         self.closing = False
         self.taken = 0
         """Pictures taken and not yet answered."""
-        self._batcher: Batcher[Manner, Sketch, bytes] = Batcher(
+        self._batcher: Batcher[Manner, Sketch, Painting | RequestError] = Batcher(
             self._draw, size=limits.batch, wait=limits.wait, lane=engine.lane, width=engine.width
         )
         self._pace = 0.0
@@ -53,7 +54,7 @@ class Service:
         """Take an order on and answer it; cancelled, what of it is not begun is dropped.
 
         Raises:
-            Refusal: if too much is asked already, or the server is stopping.
+            Refusal: if too much is asked already, the server is stopping, or the pipeline refuses what is asked.
         """
         if self.closing:
             raise Refusal(503, "the server is stopping; ask another, or later.", "stopping", retry_after=1)
@@ -69,16 +70,27 @@ class Service:
             sketches = [Sketch(order.prompt, order.negative_prompt, seed) for seed in order.seeds]
             wanted = [self._batcher.put(manner, sketch) for sketch in sketches]
             try:
-                return Drawn(route, await asyncio.gather(*wanted))
+                pictures = []
+                for picture in await asyncio.gather(*wanted):
+                    if isinstance(picture, RequestError):
+                        raise Refusal(400, str(picture), "invalid_value")
+                    pictures.append(picture)
+                return Drawn(route, pictures)
             finally:
                 for picture in wanted:  # where one failed, nobody waits for the others
                     picture.cancel()
         finally:
             self.taken -= count
 
-    async def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> Sequence[bytes]:
+    async def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> Sequence[Painting | RequestError]:
+        """Draw a batch; one that is refused is divided, so that only who asked for what is refused is told so."""
         begun = time.perf_counter()
-        pictures = await self.engine.draw(manner, sketches)
+        try:
+            pictures = await self.engine.draw(manner, sketches)
+        except RequestError as error:
+            if len(sketches) == 1:
+                return [error]
+            return [answer for sketch in sketches for answer in await self._draw(manner, [sketch])]
         seconds = time.perf_counter() - begun
         pace = seconds / len(sketches)
         self._pace = MEMORY * self._pace + (1 - MEMORY) * pace if self._pace else pace
@@ -86,5 +98,6 @@ class Service:
         self.metrics.batch.observe(len(sketches))
         self.metrics.draw_seconds.labels(expert).observe(seconds)
         self.metrics.pictures.labels(expert).inc(len(sketches))
-        self.metrics.cost.inc(len(sketches) * self.engine.costs[manner.expert])
+        self.metrics.cost.inc(len(sketches) * self.engine.cost(manner.expert))
+        self.metrics.flagged.inc(sum(bool(picture.flagged) for picture in pictures))
         return pictures

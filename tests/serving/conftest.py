@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import pytest
 from starlette.testclient import TestClient
 
+from aptp.core.errors import RequestError
 from aptp.routing import Route
 from aptp.serving.app import create_app
-from aptp.serving.engine import Engine, Manner, Sketch
+from aptp.serving.engine import Engine, Manner, Painting, Sketch
 from aptp.serving.limits import Limits
 from aptp.serving.service import Service
 
@@ -24,6 +25,11 @@ class Pen(Engine):
     def __init__(self) -> None:
         self.batches: list[tuple[Manner, list[Sketch]]] = []
         self.error: Exception | None = None
+        self.refused: str | None = None
+        """A prompt that no pipeline draws."""
+        self.size_of_answer = 0
+        """Bytes that a picture has at least."""
+        self.flagged: bool | None = None
         self.held = False
         self.closed = False
 
@@ -31,13 +37,21 @@ class Pen(Engine):
         expert = len(prompt) % 2
         return Route(prompt, expert, self.costs[expert], 0.1)
 
-    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+    async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
         while self.held:
             await asyncio.sleep(0.005)
         if self.error:
             raise self.error
+        if self.refused in [sketch.prompt for sketch in sketches]:
+            raise RequestError(f"no pipeline draws {self.refused!r}; ask for another.")
         self.batches.append((manner, list(sketches)))
-        return [json.dumps([manner.expert, s.prompt, s.negative_prompt, s.seed]).encode() for s in sketches]
+        return [
+            Painting(
+                json.dumps([manner.expert, s.prompt, s.negative_prompt, s.seed]).encode().ljust(self.size_of_answer),
+                self.flagged,
+            )
+            for s in sketches
+        ]
 
     def close(self) -> None:
         self.closed = True

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from aptp.routing import DENSE, Route
 from aptp.serving.app import create_app
-from aptp.serving.engine import Manner, Sketch
+from aptp.serving.engine import Manner, Painting, Sketch
 from aptp.serving.limits import Limits
 from aptp.serving.service import Service
 
@@ -102,6 +103,25 @@ def test_a_full_queue_says_when_to_come_back(serving: Serving, pen) -> None:
         pen.held = False
         assert [call.result().status_code for call in calls] == [200, 200]
         assert ask(client).status_code == 200
+
+
+@pytest.mark.parametrize("flagged", [None, False, True])
+def test_an_answer_says_what_the_safety_checker_said(serving: Serving, pen, flagged: bool | None) -> None:
+    pen.flagged = flagged
+    with serving() as client:
+        assert [picture["nsfw_content_detected"] for picture in ask(client, n=2).json()["data"]] == [flagged] * 2
+        assert figure(client, "aptp_flagged_pictures_total") == 2 * bool(flagged)
+
+
+def test_the_dense_model_costs_what_it_costs(serving: Serving, pen, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def route(prompt: str) -> Route:
+        return Route(prompt, DENSE, 1.0, 0.1)
+
+    monkeypatch.setattr(pen, "route", route)
+    with serving() as client:
+        (picture,) = ask(client).json()["data"]
+        assert (picture["expert"], picture["cost"]) == (DENSE, 1.0)
+        assert figure(client, "aptp_cost_total") == 1.0
 
 
 def test_what_is_not_drawn_in_time_is_given_up(pen) -> None:
@@ -258,6 +278,23 @@ def test_what_is_not_begun_for_a_client_who_left_is_dropped(pen) -> None:
     assert pen.batches == []
 
 
+def test_what_the_pipeline_refuses_is_told_to_who_asked_for_it_alone(serving: Serving, pen) -> None:
+    pen.refused = "a rhyme"
+    pen.held = True
+    prompts = ["a poem!", "a rhyme", "a verse"]
+    with serving() as client, ThreadPoolExecutor(8) as threads:
+        held = threads.submit(ask, client, "held")
+        until(lambda: figure(client, "aptp_taken_pictures") == 1 and figure(client, "aptp_waiting_pictures") == 0)
+        calls = [threads.submit(ask, client, prompt, seed=0) for prompt in prompts]
+        until(lambda: figure(client, "aptp_waiting_pictures") == 3)
+        pen.held = False
+        answers = [call.result() for call in calls]
+        assert held.result().status_code == 200
+    error = refused(answers[1], 400)
+    assert (error["code"], error["message"]) == ("invalid_value", "no pipeline draws 'a rhyme'; ask for another.")
+    assert [answers[place].status_code for place in (0, 2)] == [200, 200]
+
+
 @pytest.mark.parametrize("body", [[], [b'{"prompt": "a red ']])
 def test_a_client_who_leaves_within_its_body_is_no_failure(pen, body: list[bytes]) -> None:
     async def receive() -> dict[str, Any]:
@@ -271,7 +308,7 @@ def test_a_client_who_leaves_within_its_body_is_no_failure(pen, body: list[bytes
 
 
 def test_where_a_picture_fails_the_others_of_its_request_are_dropped(pen, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def draw(manner: Manner, sketches: Sequence[Sketch]) -> list[bytes]:
+    async def draw(manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
         pen.batches.append((manner, list(sketches)))
         await asyncio.sleep(0.02)
         raise RuntimeError("no memory")
@@ -289,6 +326,6 @@ def test_a_body_that_does_not_come_is_not_waited_for(pen) -> None:
         await asyncio.sleep(0.1)
         return {"type": "http.request", "body": b" ", "more_body": True}
 
-    start, body = called(Service(pen, Limits(timeout=0.3)), receive)
+    start, body = called(Service(pen, Limits(reading=0.3)), receive)
     assert start["status"] == 408
     assert json.loads(body["body"])["error"]["code"] == "timeout"

@@ -12,7 +12,6 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
-import aptp.commands.serve
 from aptp.cli import app
 
 GOOD = "correct-horse-battery"
@@ -37,6 +36,7 @@ def refusal(*arguments: str, env: dict[str, str] | None = None) -> str:
         (["--batch", "0"], "'--batch'"),
         (["--timeout", "inf"], "'--timeout'"),
         (["--wait", "nan"], "'--wait'"),
+        (["--fallback-margin", "nan"], "'--fallback-margin'"),
         (["--api-key-file", "nowhere"], "--api-key-file 'nowhere' cannot be read"),
         (["--port", "0"], "is no run with a router"),
     ],
@@ -62,7 +62,7 @@ def test_with_a_key_others_may_be_let_in(tmp_path: Path) -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aptp.commands.serve, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr("aptp.core.extras.find_spec", lambda name: None if name == "uvicorn" else object())
     assert "aptp serve needs uvicorn, not installed; pip install 'aptp[serve]'." in refusal("x")
 
 

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 import aptp
+from aptp.core.errors import RequestError
 from aptp.core.manifest import Manifest
 from aptp.pipeline import RoutedOutput, RoutedPipeline
+from aptp.routing import DENSE
 from aptp.serving.engine import LocalEngine, revision_of
 from aptp.serving.limits import Limits
 from aptp.serving.schema import Order
@@ -46,6 +48,14 @@ class Watched:
         return replace(drawn, images=self.pipe.base.image_processor.numpy_to_pil(drawn.images))
 
 
+class Flagging(Watched):
+    """A pipeline whose safety checker dislikes odd places."""
+
+    def __call__(self, prompts: list[str], **options: Any) -> RoutedOutput:
+        flags = [place % 2 == 1 for place in range(len(prompts))]
+        return replace(super().__call__(prompts, **options), nsfw_content_detected=flags)
+
+
 @pytest.fixture
 def engine(pipe: RoutedPipeline) -> Iterator[LocalEngine]:
     engine = LocalEngine(Watched(pipe), "demo")
@@ -71,12 +81,28 @@ def test_a_picture_is_the_one_of_its_prompt_and_seed_alone(pipe: RoutedPipeline,
     for order, drawn in zip(orders, drawn_together(engine, orders), strict=True):
         options = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": order.negative_prompt}
         assert drawn.route == pipe.route(order.prompt)[0]
-        for seed, png in zip(order.seeds, drawn.pictures, strict=True):
+        for seed, painting in zip(order.seeds, drawn.pictures, strict=True):
             alone = pipe(order.prompt, seed=seed, output_type="np", **options).images[0]
             assert np.abs(engine.pipe.floats[order.prompt, seed] - alone).max() <= 1e-4
-            picture = Image.open(io.BytesIO(png))
+            assert painting.flagged is None, "this pipeline has no safety checker"
+            picture = Image.open(io.BytesIO(painting.png))
             assert (picture.format, f"{picture.width}x{picture.height}") == ("PNG", engine.size)
             assert np.abs(np.asarray(picture) / 255 - alone).max() <= 0.5 / 255 + 1e-4
+
+
+def test_prompts_of_little_lead_go_to_the_dense_model_and_flags_come_along(
+    pipe: RoutedPipeline,
+) -> None:
+    engine = LocalEngine(Flagging(pipe), "demo", fallback_margin=np.inf)
+    try:
+        (drawn,) = drawn_together(engine, [Order(PROMPTS[0], None, (7, 8), 2, 3.0)])
+    finally:
+        engine.close()
+    assert (drawn.route.expert, drawn.route.cost) == (DENSE, 1.0)
+    assert [painting.flagged for painting in drawn.pictures] == [False, True]
+    picture = np.asarray(Image.open(io.BytesIO(drawn.pictures[0].png))) / 255
+    dense = pipe(PROMPTS[0], dense=True, seed=7, num_inference_steps=2, guidance_scale=3.0, output_type="np").images[0]
+    assert np.abs(picture - dense).max() <= 0.5 / 255 + 1e-4
 
 
 def test_a_damaged_expert_fails_its_own_prompts_alone(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +110,7 @@ def test_a_damaged_expert_fails_its_own_prompts_alone(engine: LocalEngine, monke
 
     def expert(self: RoutedPipeline, index: int) -> Any:
         if index == 1:
-            raise OSError("gone")
+            raise RequestError("it is not what its manifest says.")
         return whole(self, index)
 
     monkeypatch.setattr(RoutedPipeline, "expert", expert)
@@ -101,8 +127,45 @@ def test_a_damaged_expert_fails_its_own_prompts_alone(engine: LocalEngine, monke
     experts = [route.expert for route in engine.pipe.route(PROMPTS)]
     assert len(set(experts)) > 1
     for expert_of, answer in zip(experts, asyncio.run(script()), strict=True):
-        assert isinstance(answer, OSError if expert_of == 1 else Drawn)
+        assert isinstance(answer, RuntimeError if expert_of == 1 else Drawn)
     assert service.taken == 0
+
+
+def test_what_a_pipeline_has_not_is_refused_to_those_who_ask_for_it(
+    pipe: RoutedPipeline, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family without negative prompts, and a scheduler without so many steps."""
+
+    class Without(type(pipe.base)):
+        def __call__(self, prompt, num_inference_steps, guidance_scale, generator, output_type):
+            return super().__call__(
+                prompt,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=generator,
+                output_type=output_type,
+            )
+
+    monkeypatch.setattr(pipe.base, "__class__", Without)
+    orders = [
+        Order(PROMPTS[0], "blur", (0,), 1, 3.0),
+        Order(PROMPTS[0], None, (0,), 1, 3.0),
+        Order(PROMPTS[0], None, (0,), 1001, 3.0),
+    ]
+    service = Service(engine, Limits(wait=0.1))
+
+    async def script() -> list[Any]:
+        work = asyncio.create_task(service.run())
+        try:
+            return await asyncio.gather(*map(service.draw, orders), return_exceptions=True)
+        finally:
+            work.cancel()
+
+    without, drawn, endless = asyncio.run(script())
+    assert isinstance(drawn, Drawn)
+    assert (without.status, endless.status) == (400, 400)
+    assert "'negative_prompt'" in without.message
+    assert "cannot be larger than" in endless.message
 
 
 def test_a_revision_tells_what_serves(pipe: RoutedPipeline, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
-from aptp.core.files import write_json, write_text
+from aptp.core.files import check_new, write_json, write_text
 from aptp.core.manifest import MANIFEST, SUFFIXES, Manifest, may_travel
 from aptp.core.record import Record
 from aptp.core.slicing import SHARED, save_expert
@@ -151,6 +151,8 @@ def _contents(bundle: Bundle, made: Path, router: dict[str, Any], papers: list[P
     hub = HUB_NAME.fullmatch(router["model"])
     encoder = router["encoder"]
     read_by = encoder.get("model") or default_host().spec("encoder", encoder["name"]).summary
+    if commit := encoder.get("revision"):
+        read_by = f"{read_by}@{commit}"
     return Contents(
         base=hub["name"] if hub else router["model"],
         on_hub=hub is not None,
@@ -202,8 +204,7 @@ def _copy(source: Path, target: Path, files: Iterator[Path] | list[Path]) -> Non
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder`, renamed onto it if the body succeeds and removed if it does not."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RequestError(f"{str(folder)!r} is there already and not an empty folder; name a new one.")
+    check_new(folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
     try:

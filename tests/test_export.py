@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,40 @@ def test_nothing_is_written_over(finished, tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert "is there already and not an empty folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_refusals_come_before_any_work(finished, tmp_path: Path) -> None:
+    """Before torch, even, and before anything of the run is read but the names of its files."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").touch()
+    (tmp_path / "run/router").mkdir(parents=True)
+    (tmp_path / "run/router/router.json").touch()
+    program = (
+        "import sys, atexit, aptp.core.extras, aptp.cli\n"
+        "aptp.core.extras.find_spec = lambda name: None\n"
+        "atexit.register(lambda: print('HEAVY', *{'torch', 'diffusers'}.intersection(sys.modules)))\n"
+        "aptp.cli.main()"
+    )
+    whole, new = str(finished.out), str(tmp_path / "new")
+    for arguments, words in {
+        (whole, "--to", str(tmp_path / "full")): "is there already and not an empty folder",
+        (whole, "--to", str(tmp_path / "full/mine.txt/new")): "is no folder to write into",
+        (
+            whole,
+            "--to",
+            new,
+            "--expert",
+            "1",
+            "--format",
+            "onnx",
+        ): "--format onnx needs onnx, onnxscript, not installed",
+        (str(tmp_path / "full"), "--to", new): "is no run with a router",
+        (str(tmp_path / "run"), "--to", new, "--expert", "0"): "there is no expert 0;",
+    }.items():
+        command = [sys.executable, "-c", program, "export", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, "HEAVY\n"), done.stderr
+        assert words in done.stderr
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

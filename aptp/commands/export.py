@@ -10,6 +10,8 @@ import typer
 
 from aptp.commands.failing import Debug, working
 from aptp.core.errors import RequestError
+from aptp.core.extras import check_extra
+from aptp.core.files import check_new
 
 
 class Format(StrEnum):
@@ -35,6 +37,13 @@ def export(
     """
     if expert is None and form is not Format.diffusers:
         raise RequestError(f"--format {form} is for one expert; name it with --expert.")
+    if form is Format.onnx:
+        check_extra("--format onnx", "onnx")
+    check_new(to)
+    if not (run / "router/router.json").is_file():
+        raise RequestError(f"{str(run)!r} is no run with a router: it has no router/router.json.")
+    if expert is not None and not (run / f"experts/{expert:02d}/architecture.json").is_file():
+        raise RequestError(f"there is no expert {expert}; {str(run)!r} has no folder experts/{expert:02d} of one.")
     with working("the export", debug):
         from aptp.bundle import load_finished
         from aptp.host import default_host

@@ -10,11 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aptp.core.errors import RequestError
+
 
 def default_cache() -> Path:
     """`$APTP_CACHE`, or `aptp` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("APTP_CACHE") or Path(home) / "aptp")
+
+
+def check_new(folder: Path) -> None:
+    """Raise `RequestError` for a folder to be written that has something in it, or cannot be made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError(f"{str(folder)!r} is there already and not an empty folder; name a new one.")
+    home = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise RequestError(f"{str(folder)!r} cannot be made: {str(home)!r} is no folder to write into; name another.")
 
 
 @contextmanager

@@ -40,6 +40,12 @@ ENCODER = "encoder"
 """Where in a bundle the prompt encoder lies, if it is neither in a package nor on the hub."""
 TRAINING = "training.safetensors"
 """In `router/`: the training prompts that are kept, float16 embeddings with the texts as metadata."""
+WIDEST = 2**16
+"""Of an encoder's embeddings: larger ones than any has."""
+ROUNDING = 1e-3
+"""By how much loads may sum to another number than 1."""
+LARGEST_CALIBRATION = 2**20
+"""Bytes: a number for each of some 40,000 experts."""
 CALIBRATION = "calibration.json"
 """Lies beside the manifest of a bundle, for it is made where it serves; in `router/` it came with the bundle."""
 
@@ -55,6 +61,8 @@ class Bundle:
 
     router: Router
     encoder: PromptEncoder
+    embed: int
+    """Width of the embeddings that the router reads."""
     bias: Float[Tensor, "experts"]
     own_bias: Float[Tensor, "experts"]
     fractions: list[float]
@@ -109,7 +117,8 @@ def save_router(
     space: SearchSpace,
     router_choice: Choice,
     balancer: Choice,
-    encoder: Choice,
+    encoder_choice: Choice,
+    encoder: PromptEncoder,
     relaxation: RelaxationOptions,
     training: PromptBatch,
     bias: Float[Tensor, "experts"],
@@ -123,6 +132,7 @@ def save_router(
 ) -> None:
     """Write a router's folder; `router.json` comes last, so a folder that has it is whole.
 
+    The encoder is named with the commit that it was, where it came from the hub, and with its fingerprint.
     `training` are the training prompts to keep, at least one.
     """
     write_json(folder / "space.json", space.to_dict())
@@ -133,13 +143,15 @@ def save_router(
     with replacing(folder / TRAINING) as temporary:
         texts = json.dumps(list(training.text), ensure_ascii=False)
         save_file({"embeds": training.embeds.half().contiguous()}, temporary, metadata={"prompts": texts})
+    pinned = {"revision": encoder.revision} if encoder.revision else {}
     write_json(
         folder / "router.json",
         {
             "format": FORMAT,
             "router": router_choice.model_dump(mode="json"),
             "balancer": balancer.model_dump(mode="json"),
-            "encoder": encoder.model_dump(mode="json"),
+            "encoder": encoder_choice.model_dump(mode="json") | pinned,
+            "encoder_fingerprint": encoder.fingerprint(),
             "relaxation": relaxation.model_dump(mode="json"),
             "embed": training.embeds.shape[1],
             "threshold": threshold,
@@ -190,7 +202,10 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
             raise ValueError(f"it names {path!r}, which lies outside of the bundle.")
         space = SearchSpace.from_dict(json.loads((folder / "space.json").read_text()))
         state = load_file(folder / "router.safetensors")
-        bias = state.pop("__bias__")
+        bias = _bias(state.pop("__bias__"))
+        embed = data["embed"]
+        if not isinstance(embed, int) or not 1 <= embed <= WIDEST:
+            raise ValueError(f"its embeddings are {embed!r} wide; 1 to {WIDEST:,} are right.")
         router_choice, balancer, encoder = (Choice(**data[name]) for name in ("router", "balancer", "encoder"))
         carried = manifest and any(name.startswith(f"{ENCODER}/") for name in manifest.files)
         own = {"model": str(run / ENCODER)} if carried else {}
@@ -202,7 +217,7 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
                 host.create("balancer", balancer.name, balancer.options),
                 None,
                 Relaxation(space, RelaxationOptions(**data["relaxation"])),
-                PromptBatch([], torch.zeros(0, data["embed"])),
+                PromptBatch([], torch.zeros(0, embed)),
                 0,
             )
         )
@@ -212,20 +227,26 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
             raise ValueError(f"it has {len(bias)} experts, but the costs of {len(fractions)}.")
         if not all(0 <= fraction < math.inf for fraction in fractions):
             raise ValueError(f"its costs are {fractions}; fractions of dense are right.")
+        load = [float(share) for share in data.get("load", [1 / len(bias)] * len(bias))]
+        if len(load) != len(bias) or not all(0 <= share <= 1 for share in load) or abs(sum(load) - 1) > ROUNDING:
+            raise ValueError(f"its loads are not the shares of {len(bias)} experts, which sum to 1.")
         for index in range(len(bias)) if manifest else ():
             manifest.require(f"{expert_folder(index)}/architecture.json")
         serving, budget = bias, data.get("budget")
         for calibration in (run / CALIBRATION, folder / CALIBRATION):
             if calibration.is_file():
+                if manifest:
+                    manifest.admit(calibration.relative_to(run).as_posix(), LARGEST_CALIBRATION)
                 serving, budget = _calibrated(calibration, bias)
                 break
         return Bundle(
             router.eval(),
-            loaded or host.create("encoder", encoder.name, encoder.options | own),
+            loaded or _encoder(host, encoder, own, data.get("encoder_fingerprint"), run),
+            embed,
             serving,
             bias,
             fractions,
-            data.get("load", [1 / len(bias)] * len(bias)),
+            load,
             budget and BudgetChoice(**budget),
             str(data["model"]),
             str(data["model_fingerprint"]),
@@ -240,6 +261,25 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         OSError, LookupError, ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError,
     ) as error:  # fmt: skip
         raise RequestError(f"the router of {str(run)!r} is damaged: {gist(error)}") from error
+
+
+def _bias(bias: Tensor) -> Float[Tensor, "experts"]:
+    """A router's bias, for at least one expert."""
+    if bias.ndim != 1 or not len(bias) or not bias.is_floating_point() or not bool(bias.isfinite().all()):
+        raise ValueError("its bias is not a finite number for each of at least one expert.")
+    return bias
+
+
+def _encoder(host: Host, choice: Choice, own: dict[str, str], fingerprint: str | None, run: Path) -> PromptEncoder:
+    """The encoder of a router. Raises `RequestError` if it is another one than the router was trained with."""
+    encoder = host.create("encoder", choice.name, choice.options | own)
+    if fingerprint not in (None, encoder.fingerprint()):  # None: of a run from before it was kept
+        named = own.get("model") or choice.options.get("model", choice.name)
+        raise RequestError(
+            f"prompt encoder {named!r} is not what {str(run)!r} was trained with: its files have changed; put back the "
+            "former ones, or train the router anew."
+        )
+    return encoder
 
 
 def _calibrated(file: Path, bias: Float[Tensor, "experts"]) -> tuple[Float[Tensor, "experts"], dict[str, Any]]:

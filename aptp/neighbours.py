@@ -32,9 +32,11 @@ class Neighbours:
         try:
             with safe_open(file, "pt") as kept:
                 texts, embeds = json.loads(kept.metadata()["prompts"]), kept.get_tensor("embeds").float()
-            if len(texts) != len(embeds) or not len(texts):
-                raise ValueError(f"it has {len(texts)} prompts and {len(embeds)} embeddings.")
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise ValueError("its prompts are no texts.")
+            if embeds.shape != (len(texts), bundle.embed) or not bool(embeds.isfinite().all()):
+                raise ValueError(f"it has no embeddings of {len(texts)} prompts by {bundle.embed} finite numbers.")
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise RequestError(f"{str(file)!r} is damaged: {gist(error)}") from error
         return cls(PromptBatch(texts, torch.nn.functional.normalize(embeds, dim=-1)))
 

@@ -28,9 +28,15 @@ class Route:
 
 
 def read(bundle: Bundle, prompts: Sequence[str]) -> PromptBatch:
-    """Prompts as the router sees them. Raises `RequestError` for ones that cannot be served."""
+    """Prompts as the router sees them. Raises `RequestError` for ones that cannot be served, or a wrong encoder."""
     check_prompts(prompts)
-    return PromptBatch(prompts, bundle.encoder.encode(prompts))
+    embeds = bundle.encoder.encode(prompts)
+    if embeds.shape[1] != bundle.embed:
+        raise RequestError(
+            f"the prompt encoder of {str(bundle.folder)!r} gives {embeds.shape[1]} numbers and its router reads "
+            f"{bundle.embed}; they do not belong together."
+        )
+    return PromptBatch(prompts, embeds)
 
 
 @torch.no_grad()

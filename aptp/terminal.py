@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aptp.core.progress import Advance
+from aptp.core.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,7 +43,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one line that stays, above the bars."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def _bar(self, description: str, total: int) -> Iterator[Advance]:
@@ -127,7 +128,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 def _cell(value: object) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.3f}", justify="right")
-    return Text(str(value), justify="right" if isinstance(value, int) else "default", overflow="fold")
+    return Text(printable(str(value)), justify="right" if isinstance(value, int) else "default", overflow="fold")
 
 
 def show(*parts: Any) -> None:
@@ -135,4 +136,5 @@ def show(*parts: Any) -> None:
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if fits else PIPED_WIDTH)
     for part in parts:
+        part = printable(part) if isinstance(part, str) else part
         console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))

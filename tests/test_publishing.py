@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
 
 import aptp
 from aptp.bundle import load_bundle
+from aptp.cli import app
 from aptp.core.errors import RequestError
 from aptp.core.manifest import MANIFEST, Manifest
 from aptp.core.slicing import SHARED, share_weights
@@ -121,7 +123,8 @@ def test_an_encoder_of_this_machine_travels(finished, bundle: Path, tmp_path: Pa
     run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
     encoder = Path(shutil.copytree(package_folder(), tmp_path / "words"))
     (encoder / ".git").mkdir()
-    (encoder / ".git/HEAD").write_text("ref: refs/heads/main")
+    (encoder / ".git/index.json").write_text("{}")
+    (encoder / "pytorch_model.bin.index.json").write_text("{}")
     own = {"name": "sentence-transformers", "model": str(encoder), "max_tokens": 24}
     edit(run / "router/router.json", lambda data: data.update(encoder=own))
     aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
@@ -187,10 +190,24 @@ def router(**entries: object) -> Callable[[Path], object]:
     return lambda folder: edit(folder / "router/router.json", lambda data: data.update(entries))
 
 
-def without_experts(folder: Path) -> None:
-    """A router whose bias has no entries."""
+def biased(folder: Path, bias: list[Any]) -> None:
+    """A router of another bias."""
     state = load_file(folder / "router/router.safetensors")
-    save_file(state | {"__bias__": torch.zeros(0, dtype=torch.float64)}, folder / "router/router.safetensors")
+    save_file(state | {"__bias__": torch.tensor(bias, dtype=torch.float64)}, folder / "router/router.safetensors")
+
+
+def linked_calibration(folder: Path) -> None:
+    """A calibration that a link makes of a file of somebody else's."""
+    secret = folder.with_name("secret.json")
+    secret.write_text(json.dumps({"format": 1, "bias": [0, 0, 0], "budget": {"name": "macs", "target": 0.7}}))
+    (folder / "calibration.json").symlink_to(secret)
+
+
+def retrained(folder: Path, embeds: torch.Tensor, texts: object) -> None:
+    """Other training prompts."""
+    metadata = {"prompts": json.dumps(texts)}
+    save_file({"embeds": embeds}, folder / "router/training.safetensors", metadata=metadata)
+    Manifest.of(folder).save()
 
 
 def beside(folder: Path, variant: str = "") -> None:
@@ -212,7 +229,7 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no pipeline": ("no pipeline of diffusers", index(_class_name=None)),
     "weights elsewhere": ("in another folder", beside),
     "weights elsewhere, in half precision": ("in another folder", lambda folder: beside(folder, ".fp16")),
-    "no experts": ("damaged", without_experts),
+    "no experts": ("damaged", lambda folder: biased(folder, [])),
     "an encoder elsewhere": (
         "lies outside",
         router(encoder={"name": "sentence-transformers", "model": "/etc", "max_tokens": 24}),
@@ -232,6 +249,22 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "pictures that nobody asked for": ("unknown option", router(call_options={"num_images_per_prompt": 10**6})),
     "a cost below nothing": ("fractions of dense are right", router(fractions=[0.5, -1, 0.5])),
     "a cost that is no number": ("fractions of dense are right", router(fractions=[0.5, float("nan"), 0.5])),
+    "loads that are too many": ("its loads are not the shares of 3 experts", router(load=[0.25] * 4)),
+    "loads that are no shares": ("its loads are not the shares of 3 experts", router(load=[0.5, 0.5, 0.5])),
+    "a load below nothing": ("its loads are not the shares of 3 experts", router(load=[1.5, -0.5, 0])),
+    "a load that is no number": ("its loads are not the shares of 3 experts", router(load=[0.5, 0.5, float("nan")])),
+    "loads in words": ("damaged", router(load=["many", "some", "few"])),
+    "one load": ("damaged", router(load=1)),
+    "embeddings without end": ("1 to 65,536 are right", router(embed=10**12)),
+    "embeddings of no width": ("1 to 65,536 are right", router(embed=0)),
+    "a bias that is no number": ("a finite number for each", lambda folder: biased(folder, [0.0, float("nan"), 0.0])),
+    "a bias in rows": ("a finite number for each", lambda folder: biased(folder, [[0.0], [0.0], [0.0]])),
+    "another encoder": ("prompt encoder 'minilm' is not what", router(encoder_fingerprint="0")),
+    "a calibration elsewhere": ("'calibration.json' which is a link out of it", linked_calibration),
+    "a calibration without end": (
+        "'calibration.json' which is larger",
+        lambda folder: (folder / "calibration.json").write_text(f"[{' ' * 2**20}]"),
+    ),
     "no model": ("names no 'model/model_index.json'", lambda folder: shutil.rmtree(folder / "model")),
     "gates without end": (
         "at most 16,777,216 gates",
@@ -259,6 +292,51 @@ def test_malice_under_a_right_manifest_is_refused(copied: Path, name: str, monke
     assert "\n" not in str(caught.value)
     assert "stowaway" not in sys.modules
     assert not (copied / "was_here").exists()
+
+
+@pytest.mark.parametrize(
+    ("embeds", "texts"),
+    [
+        (torch.ones(2, 383), ["one", "two"]),
+        (torch.ones(2, 384), ["one"]),
+        (torch.ones(2, 384, 1), ["one", "two"]),
+        (torch.full((2, 384), torch.nan), ["one", "two"]),
+        (torch.ones(2, 384), ["one", 2]),
+        (torch.ones(2, 384), {"one": 1, "two": 2}),
+        (torch.ones(0, 384), []),
+    ],
+)
+def test_training_prompts_that_fit_nothing_are_refused(copied: Path, embeds: torch.Tensor, texts: object) -> None:
+    retrained(copied, embeds, texts)
+    pipe = aptp.load(copied, device="cpu")
+    for ask in (lambda: pipe.explain("a red star"), lambda: aptp.Monitor.of(pipe.bundle)):
+        with pytest.raises(RequestError, match=r"training\.safetensors' is damaged: its? ") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+EVIL = "\x1b]0;owned\x07 \x9b31m \u202e star"
+"""Sets a terminal's title and colour, and writes from right to left."""
+
+
+def test_a_bundle_s_words_do_not_steer_a_terminal(copied: Path) -> None:
+    retrained(copied, torch.ones(1, 384), [EVIL])
+
+    def said(*arguments: str) -> Result:
+        done = CliRunner().invoke(app, ["route", str(copied), "a red star", *arguments], env={"APTP_DEBUG": None})
+        assert not set(EVIL).intersection("\x1b\x07\x9b\u202e").intersection(done.stdout + done.stderr)
+        return done
+
+    for form in ("--csv", "--json"):
+        told = said("--explain", form).stdout
+        assert r"\u001b]0;owned\u0007 \u009b31m \u202e star" in told
+    assert json.loads(told)[0]["nearest"][0]["prompt"] == EVIL
+    assert said("--explain").exit_code == 0
+    edit(copied / "router/router.json", lambda data: data.update(format=EVIL))
+    Manifest.of(copied).save()
+    refused = said()
+    assert refused.exit_code == 2
+    assert r"has format \u001b]0;owned" in refused.stderr
 
 
 @pytest.mark.parametrize("part", ["router", "model", "experts"])

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from aptp.core.errors import RequestError, gist
 from aptp.core.launched import rank
+from aptp.core.text import printable
 
 UsageError: Any = typer.BadParameter.__base__
 Debug = Annotated[bool, typer.Option("--debug", envvar="APTP_DEBUG", help="Show where an unexpected error came from.")]
@@ -65,7 +66,7 @@ def working(what: str, debug: bool, kept: Path | None = None) -> Iterator[None]:
 
 def _complain(text: str, status: int) -> int:
     who = f"aptp, process {rank()}" if rank() else "aptp"
-    typer.echo(f"{who}: {text}", err=True)
+    typer.echo(f"{who}: {printable(text)}", err=True)
     return status
 
 

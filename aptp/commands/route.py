@@ -15,6 +15,7 @@ import typer
 from aptp.commands.failing import Debug, checking, working
 from aptp.commands.prompts import FILE_HELP, Run, read_prompts
 from aptp.core.errors import RequestError
+from aptp.core.text import printable
 
 SHOWN_WORDS = 3
 """Of a prompt, in a table or CSV; JSON has all."""
@@ -66,11 +67,12 @@ def _print(answers: Sequence[dict[str, Any]], as_csv: bool, as_json: bool) -> No
             {name: None if value == math.inf else value for name in columns for value in [answer[name]]}
             for answer in answers
         ]
-        typer.echo(json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False))
+        typer.echo(printable(json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False)))
         return
     rows = [[_cell(name, answer) for name in columns] for answer in answers]
     if as_csv:
-        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
+        shown = [[printable(str(cell)) for cell in row] for row in [columns, *rows]]
+        csv.writer(sys.stdout, lineterminator="\n").writerows(shown)
         return
     from aptp.terminal import show, table
 

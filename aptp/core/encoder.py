@@ -16,6 +16,9 @@ class PromptEncoder(ABC):
     """Texts to embeddings; a text's embedding does not depend on its batch (texts are padded to one fixed length)."""
 
     Options: ClassVar[type[BaseModel]]
+    revision: str | None = None
+    """The commit of the hub's repository that it came from, if it did; what its option `revision` is set to where it is
+    loaded again."""
 
     @abstractmethod
     def __init__(self, options: BaseModel) -> None: ...

@@ -82,6 +82,16 @@ class Manifest:
         if file.suffix == ".json" and size > LARGEST_JSON:
             raise self._refusal(name, f"which is larger ({size:,} bytes) than a configuration may be")
 
+    def admit(self, name: str, largest: int) -> None:
+        """See that a file which it need not name lies in the folder and has at most `largest` bytes.
+
+        Raises:
+            RequestError: if not.
+        """
+        if (size := (self.folder / name).stat().st_size) > largest:
+            raise self._refusal(name, f"which is larger ({size:,} bytes) than such a file may be")
+        self._check(name, size)
+
     def require(self, *names: str) -> None:
         """Raise `RequestError` for the first file that it does not name."""
         for name in names:

@@ -1,9 +1,19 @@
-"""What can be told from a prompt's text alone, without an encoder."""
+"""What can be told from a text alone, without an encoder, and how texts are shown."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys rather than shows, but tabs and ends of lines: escape sequences begin with one, and some turn
+the direction of writing. And halves of surrogate pairs, which it cannot be sent."""
+
+
+def printable(text: str) -> str:
+    """The text with its control characters spelt out as JSON does."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def normalised(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aptp.core.errors import RequestError
+from aptp.core.manifest import may_travel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """What is fetched and read of a model: configurations, vocabularies, weights; nothing that needs unpickling."""
 
+SNAPSHOTS = "snapshots"
+"""Where the hub library's cache has a folder for each commit."""
 WHOLE = 200 * 2**20
 SLICES, SLICE = 64, 2**20
 
@@ -39,9 +42,15 @@ def find_folder(what: str, name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client raises errors of several families
         raise RequestError(
-            f"{what} {name!r} is neither a local folder nor to be had from the hub ({type(error).__name__}); "
+            f"{what} {name!r}{f' (revision {revision!r})' if revision else ''} is neither a local folder nor to be had "
+            f"from the hub ({type(error).__name__}); "
             "give an existing folder, or a hub name (owner/name) while online or after it was downloaded."
         ) from error
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the hub library's cache holds; None for any other folder."""
+    return folder.name if folder.parent.name == SNAPSHOTS else None
 
 
 @contextmanager
@@ -91,13 +100,16 @@ def load_complete(kind: Any, folder: Path, **settings: object) -> Any:
 def digest(folder: Path, *settings: object) -> str:
     """A hash of a model's files and of settings, the same wherever the folder lies.
 
-    Names, sizes and content; of files above 200 MB, 64 evenly spaced slices of 1 MB, the first of which holds the
-    header of a safetensors file.
+    Names, sizes and content of those that may travel in a bundle and are not hidden; of files above 200 MB, 64 evenly
+    spaced slices of 1 MB, the first of which holds the header of a safetensors file.
     """
     sha = hashlib.sha256(repr(settings).encode())
-    for path in sorted(path for pattern in FILES for path in folder.rglob(pattern)):
+    for path in sorted(path for pattern in FILES for path in folder.rglob(pattern) if may_travel(path)):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts):
+            continue
         size = path.stat().st_size
-        sha.update(f"\n{path.relative_to(folder).as_posix()} {size}\n".encode())
+        sha.update(f"\n{name.as_posix()} {size}\n".encode())
         with path.open("rb") as file:
             if size <= WHOLE:
                 sha.update(hashlib.file_digest(file, "sha256").digest())

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aptp.core.text import hashed, normalised
+from aptp.core.text import hashed, normalised, printable
 
 
 @given(text=st.text(), pad=st.sampled_from([" ", "\t", "\n  ", "\u00a0", "\u3000"]))
@@ -41,3 +41,9 @@ def test_hashes_are_even_and_another_salt_gives_unrelated_ones() -> None:
 
 def test_the_hash_is_the_same_on_every_machine() -> None:
     assert hashed("A red star") == int(hashlib.sha256(b"/a red star").hexdigest()[:12], 16) / 16**12
+
+
+def test_what_a_terminal_would_obey_is_spelt_out() -> None:
+    assert printable("a \x1b[2J\x7f\x85\u202e\ud83d b") == r"a \u001b[2J\u007f\u0085\u202e\ud83d b"
+    shown = "a\tb\n\u00e4 \u200d\u200c \U0001f44d \u0646"
+    assert printable(shown) == shown

@@ -14,7 +14,7 @@ from transformers import AutoConfig, CLIPConfig, CLIPTextConfig, CLIPTextModelWi
 from aptp.core.encoder import PromptEncoder
 from aptp.plugins.options import HubOptions
 
-from .._hub import digest, find_folder, load_complete, load_tokenizer, loading
+from .._hub import commit_of, digest, find_folder, load_complete, load_tokenizer, loading
 from ._length import fixed_length
 
 CHUNK = 64
@@ -32,6 +32,7 @@ class ClipTextEncoder(PromptEncoder):
 
     def __init__(self, options: HubOptions) -> None:
         self.folder = find_folder("encoder", options.model, options.revision)
+        self.revision = commit_of(self.folder)
         with loading("encoder", options.model, RIGHT):
             config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
             text: Any

@@ -12,7 +12,7 @@ from torch import Tensor
 from aptp.core.encoder import PromptEncoder
 from aptp.plugins.options import HubOptions
 
-from .._hub import find_folder
+from .._hub import commit_of, find_folder
 from ._sentences import FixedLengthSentences
 
 
@@ -27,6 +27,7 @@ class SentenceEncoder(PromptEncoder):
 
     def __init__(self, options: HubOptions) -> None:
         folder = find_folder("encoder", options.model, options.revision)
+        self.revision = commit_of(folder)
         self._sentences = FixedLengthSentences(options.model, folder, options.max_tokens)
 
     def to(self, device: torch.device) -> Self:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
-from aptp.core.files import check_new, write_json, write_text
+from aptp.core.files import check_new, settle, write_json, write_text
 from aptp.core.manifest import MANIFEST, SUFFIXES, Manifest, may_travel
 from aptp.core.record import Record
 from aptp.core.slicing import SHARED, save_expert
@@ -210,6 +210,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield made
         made.chmod(0o755)
+        settle(made)
         made.replace(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -241,7 +241,7 @@ def _is_whole(path: Path) -> bool:
 def _write(folder: Path, parts: list[dict[str, Tensor]], broken: dict[str, str]) -> None:
     none = {KEY: torch.empty(0, 16, dtype=torch.uint8)}
     rows = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]} if parts else none
-    with replacing(folder / f"{_name(rows[KEY].numpy(), broken)}.safetensors") as temporary:
+    with replacing(folder / f"{_name(rows[KEY].numpy(), broken)}.safetensors", lasting=False) as temporary:
         save_file({**rows, CHECKSUM: _checksums(rows)}, temporary, {BROKEN: json.dumps(broken)})
 
 

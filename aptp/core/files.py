@@ -1,7 +1,11 @@
-"""Where the cache lies, and atomic writes: a reader sees the old file or the new one, never half of one."""
+"""Where the cache lies, and atomic writes: a reader sees the old file or the new one, never half of one.
+
+That holds when the machine goes down, too: what is renamed onto its place is on the disk before.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -29,8 +33,13 @@ def check_new(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it if the body succeeds and removed if it does not."""
+def replacing(path: str | Path, *, lasting: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed onto it if the body succeeds and removed if it does not.
+
+    Args:
+        lasting: wait for the disk. Without it the file may be empty after a machine went down: for many small ones of
+            which a reader sees whether they are whole, and which can be made again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -39,9 +48,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        if lasting:
+            _sync(temporary)
         os.replace(temporary, path)
+        if lasting:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def settle(folder: Path) -> None:
+    """Wait until all that a folder holds is on the disk, before it is renamed to its place."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what a file system says that cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from aptp.bundle import MODEL
 from aptp.core import distributed
 from aptp.core.data import Sample
+from aptp.core.files import settle
 from aptp.core.objective import weighted_mse
 from aptp.harness.training import (
     autocast,
@@ -30,6 +31,7 @@ def adapt(work: Workspace, samples: list[Sample], source: str) -> None:
         if distributed.is_main():
             partial = folder.with_name(f".{folder.name}.partial")
             work.pipeline.save_pretrained(partial)
+            settle(partial)
             partial.rename(folder)
         distributed.wait()
     work.pipeline = load_pipeline(str(folder), work.device)

@@ -34,6 +34,8 @@ from aptp.report.wording import plural
 ESTIMATE = 0.1
 """An estimate of an expert's cost further off than this share of the measured is worth a warning."""
 
+END_OF_PNG = b"IEND\xaeB`\x82"
+
 
 @dataclass(frozen=True)
 class Questions:
@@ -81,7 +83,7 @@ def draw_pictures(
     parts = [range(start, min(start + options.batch * 4, len(prompts))) for start in starts]
     with work.progress.task(f"drawing {folder.name}", sum(map(len, parts))) as advance:
         for part in parts:
-            if all((folder / f"{i:03d}.png").exists() for i in part):
+            if all(_is_whole(folder / f"{i:03d}.png") for i in part):
                 advance(len(part))
                 continue
             with autocast(work.device, options.precision):
@@ -101,15 +103,20 @@ def draw_pictures(
 
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a PNG atomically."""
-    with replacing(path) as temporary:
+    with replacing(path, lasting=False) as temporary:
         image.save(temporary, format="PNG")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is a PNG to its last bytes, which one that was being written when a machine went down has not."""
+    return path.is_file() and path.read_bytes().endswith(END_OF_PNG)
 
 
 def save_real(work: Workspace, questions: Questions) -> None:
     """The real pictures of the evaluation prompts."""
     for place, sample in enumerate(questions.samples):
         path = questions.real / f"{place:03d}.png"
-        if not path.exists():
+        if not _is_whole(path):
             save_picture(fit(sample, work.preparer.latent_size * work.pipeline.vae_scale_factor), path)
 
 

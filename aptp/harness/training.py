@@ -262,6 +262,10 @@ class Log:
         self._file.write(json.dumps(rounded) + "\n")
         self._file.flush()
 
+    def settle(self) -> None:
+        """Wait until all lines are on the disk."""
+        os.fsync(self._file.fileno())
+
 
 class Checkpoint:
     """The state of a training loop in one safetensors file: modules, optimizer and the number of steps done.
@@ -412,6 +416,7 @@ def train(
         lines.write(step=step, total=steps, **scalars)
         if step + 1 == steps or time.monotonic() > next_save:
             began = time.monotonic()
+            lines.settle()
             saved.save(step + 1)
             took = time.monotonic() - began
             next_save = began + took + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)

@@ -48,6 +48,8 @@ def test_pictures_are_drawn_once_and_the_same_after_an_interruption(
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     for missing in ("002.png", "006.png", "007.png"):
         (tmp_path / "resumed" / missing).unlink()
+    (tmp_path / "resumed/003.png").write_bytes(whole["003.png"][:-9])
+    (tmp_path / "resumed/005.png").write_bytes(b"")
     draw(work, pipe, tmp_path / "resumed")
     assert bits(tmp_path / "resumed") == whole
 

@@ -90,7 +90,7 @@ def sweep(
         at_once = jobs or (None if resources else 1)
         with started_on(resources, folder) as start, _board(at_once) as watch:
             table = conduct(found, folder, at_once, watch, results=results, start=start)
-        _summarise(table, folder)
+        _summarise(table, folder, results)
     if table.counts()["done"] < len(table.runs):
         raise typer.Exit(1)
 
@@ -179,20 +179,22 @@ def _list(table: Table) -> None:
     show(drawn(("run", "state", "folder"), rows), f"runs: {len(table.runs)}, of which {left} to do")
 
 
-def _summarise(table: Table, folder: Path) -> None:
+def _summarise(table: Table, folder: Path, results: Path | None) -> None:
     """One row a run: its status, its method's cost as a fraction of dense and its metrics, and its time."""
     from aptp.report.measures import method_of, quality_measures
+    from aptp.sweep.table import done_record
     from aptp.terminal import duration, show
     from aptp.terminal import table as drawn
 
-    records = [entry.record() if entry.status == "done" else None for entry in table.runs]
+    records = [done_record(entry, results) if entry.status == "done" else None for entry in table.runs]
     methods = [method_of(record) if record else None for record in records]
     measures = quality_measures([method for method in methods if method])
     rows: list[tuple[Any, ...]] = []
-    for entry, method in zip(table.runs, methods, strict=True):
+    for entry, record, method in zip(table.runs, records, methods, strict=True):
         figures = [measure.of(method) for measure in measures] if method else [None] * len(measures)
         cells = [method.fraction if method else None, *figures]
-        rows.append((entry.name, entry.status, *("" if v is None else v for v in cells), duration(entry.seconds)))
+        seconds = entry.seconds or (sum(record.seconds.values()) if record else 0.0)
+        rows.append((entry.name, entry.status, *("" if v is None else v for v in cells), duration(seconds)))
     columns = ("run", "status", "cost", *(f"{m.label} {m.arrow}".strip() for m in measures), "time")
     errors = [f"{entry.name} {entry.status}: {entry.error}" for entry in table.runs if entry.error]
     show(drawn(columns, rows), *errors, f"table: {folder / 'sweep.json'}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from aptp.core.launched import PR_SET_PDEATHSIG
 
 REFUSED = 2
 """Exit status of a wrong request."""
+FULL = 2**16
+"""Bytes free, under which a disk takes no word more."""
 
 
 class Task(Protocol):
@@ -83,7 +86,10 @@ def reason(who: str, status: int, log: Path) -> str:
         return f"{who} was killed by {signal.Signals(-status).name}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line.removeprefix("aptp: ") for line in reversed(lines) if line.startswith("aptp: ")), None)
-    return said or f"{who} ended with exit status {status}; see {log}"
+    full = shutil.disk_usage(log.parent).free < FULL
+    return (
+        said or f"{who} ended with exit status {status}; {'no space is left on the disk of' if full else 'see'} {log}"
+    )
 
 
 def _end_with_parent() -> Callable[[], None] | None:

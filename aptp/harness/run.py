@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -108,7 +108,8 @@ def run(
         _stages(work)
     except BaseException as error:
         record.status, record.error = "failed", f"{type(error).__name__}: {error}"
-        work.keep()
+        with suppress(OSError):  # a full disk, which may be the very error
+            work.keep()
         raise
     finally:
         if trackers:

@@ -11,12 +11,12 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aptp.core.child import REFUSED, Child, Start, Task, reason
-from aptp.core.errors import RequestError
+from aptp.core.errors import RequestError, gist
 from aptp.core.files import write_text
 from aptp.sweep.grid import Cell
 from aptp.sweep.table import Entry, Table, keep
@@ -72,9 +72,10 @@ def conduct(
                 _keep([child.entry for child in ended], results)
                 started = waiting[: at_once - len(children)]
                 del waiting[: len(started)]
-                children += [_Run.start(*each, folder / ASIDE, command, begin) for each in started]
+                children += filter(None, [_Run.start(*each, folder / ASIDE, command, begin) for each in started])
                 if started or ended or time.monotonic() - saved >= SAVE_SECONDS:
-                    table.save(folder)
+                    with suppress(OSError):  # a full disk is no reason to stop the runs; times may be lost
+                        table.save(folder)
                     saved = time.monotonic()
                 watch(table)
                 time.sleep(POLL_SECONDS)
@@ -107,10 +108,15 @@ class _Run:
     """On the monotonic clock, earlier by what the run took before."""
 
     @classmethod
-    def start(cls, cell: Cell, entry: Entry, aside: Path, command: Command, start: Start) -> _Run:
+    def start(cls, cell: Cell, entry: Entry, aside: Path, command: Command, start: Start) -> _Run | None:
+        """Have the run begin; where its request cannot be written down, it has failed."""
         config, log = aside / f"{cell.name}.yaml", aside / f"{cell.name}.log"
-        write_text(config, cell.config.to_yaml())
-        run = cls(entry, start(command(config, Path(entry.folder)), log), log)
+        try:
+            write_text(config, cell.config.to_yaml())
+            run = cls(entry, start(command(config, Path(entry.folder)), log), log)
+        except OSError as error:
+            entry.status, entry.error = "failed", f"the run cannot be started: {gist(error)}"
+            return None
         run.look()
         return run
 
@@ -174,7 +180,11 @@ def _alone(folder: Path) -> Iterator[int]:
 def _keep(entries: list[Entry], results: Path | None) -> None:
     for entry in entries if results else ():
         if entry.finished() or (entry.status == "failed" and entry.record()):
-            keep(entry, results)
+            try:
+                keep(entry, results)
+            except OSError as error:
+                lost = f"its record is not copied to {str(results)!r}: {gist(error)}"
+                entry.error = f"{entry.error}; {lost}" if entry.error else lost
 
 
 def _cores() -> int:

@@ -49,6 +49,16 @@ def keep(entry: Entry, results: Path) -> None:
     Record.load(Path(entry.folder) / "record.json").save(results / f"{entry.name}.json")
 
 
+def done_record(entry: Entry, results: Path | None) -> Record | None:
+    """The record that says that a run is done: its own, else the copy of it in a folder of results."""
+    if entry.finished() or results is None:
+        return entry.record()
+    try:
+        return Record.load(results / f"{entry.name}.json")
+    except RequestError:
+        return None
+
+
 def _kept(cell: Cell, results: Path) -> bool:
     try:
         record = Record.load(results / f"{cell.name}.json")

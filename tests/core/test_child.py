@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -49,3 +50,10 @@ def test_a_program_is_killed_with_what_it_started(tmp_path: Path) -> None:
 def test_the_reason_of_a_failure_is_one_sentence(status: int, log: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(log)
     assert reason("it", status, tmp_path / "log").startswith(said)
+
+
+def test_a_program_that_a_full_disk_struck_dumb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    assert reason("it", 1, log) == f"it ended with exit status 1; no space is left on the disk of {log}"

@@ -18,8 +18,9 @@ from aptp.cluster import Resources
 from aptp.core.child import Start
 from aptp.core.record import Record
 from aptp.core.record import Result as Row
+from aptp.host import default_host
 from aptp.sweep import conduct as module
-from aptp.sweep.grid import Cell
+from aptp.sweep.grid import Cell, Sweep, cells
 from aptp.sweep.table import Table
 
 
@@ -235,3 +236,19 @@ def test_no_torch_is_imported_to_check_a_sweep(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == status, done.stderr
         assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_figures_that_lie_in_results_alone_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another machine did, of which there is a record and no folder."""
+    monkeypatch.chdir(tmp_path)
+    (cell,) = cells(Sweep(grid={"seed": [7]}), default_host())
+    figures: dict[str, Any] = {"fraction": 0.654, "macs": 1.0, "parameters": 1.0}
+    row = Row(name="contrastive+sinkhorn", training_steps=1, training_seconds=1.0, **figures)
+    record = Record(status="done", started="", config=cell.config.model_dump(mode="json"), versions={}, hardware={})
+    record.results, record.seconds = [row], {"search": 3600.0, "recover": 120.0}
+    record.save(tmp_path / "kept/seed=7.json")
+    result = invoke("--seed", "7", "--results", "kept")
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("seed=7"))
+    assert "0.654" in line
+    assert "1:02:00" in line

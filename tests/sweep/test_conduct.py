@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -340,3 +341,44 @@ def test_the_time_left_is_that_of_the_median_run(
 ) -> None:
     runs = [Entry(name="", differences={}, folder="", status=status, seconds=took) for status, took in entries]
     assert Table(runs=runs).seconds_left(jobs) == expected
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_no_run_that_goes_on(folder: Path, child: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table, and the request of the second run, find no room while the first one computes."""
+
+    def write(path: Path, text: str) -> None:
+        if path.name == "seed=1.yaml":
+            monkeypatch.setattr(Table, "save", no_room)
+            no_room()
+        path.write_text(text)
+
+    def watch(table: Table) -> None:
+        if table.runs[1].status == "failed":
+            (folder / "go").touch()
+        if table.runs[0].status == "done":
+            monkeypatch.undo()
+
+    monkeypatch.setattr(module, "write_text", write)
+    table = conduct(of_seeds([HANGS, 1]), folder, 2, watch, child)
+    assert [entry.status for entry in table.runs] == ["done", "failed"]
+    assert table.runs[1].error == "the run cannot be started: [Errno 28] No space left on device"
+    assert json.loads((folder / "sweep.json").read_text())["runs"][0]["status"] == "done"
+    assert [entry.status for entry in conduct(of_seeds([HANGS, 1]), folder, 2, unwatched, child).runs] == ["done"] * 2
+
+
+def test_a_copy_that_finds_no_room_is_told_and_made_later(
+    folder: Path, child: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "keep", no_room)
+        (entry,) = conduct(of_seeds([0]), folder, 1, unwatched, child, results).runs
+    assert entry.status == "done"
+    assert entry.error == f"its record is not copied to {str(results)!r}: [Errno 28] No space left on device"
+    (entry,) = conduct(of_seeds([0]), folder, 1, unwatched, child, results).runs
+    assert entry.error is None
+    assert [file.name for file in results.iterdir()] == ["seed=0.json"]

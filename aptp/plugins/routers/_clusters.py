@@ -17,11 +17,19 @@ TRIES = 8
 def k_means(
     points: Float[Tensor, "points width"], count: int, seed: int, tries: int = 1
 ) -> Float[Tensor, "count width"]:
-    """Centres of `count` clusters, in float32 on the CPU. Raises `RequestError` for fewer points than clusters."""
+    """Centres of `count` clusters, in float32 on the CPU.
+
+    Raises:
+        RequestError: for fewer points than clusters.
+        FloatingPointError: for points without finite distances, at which faiss would end the program.
+    """
     if len(points) < count:
         raise RequestError(f"{count} experts are more than the {len(points)} training prompts.")
+    points = points.detach().float().cpu()
+    if not points.square().sum().isfinite():
+        raise FloatingPointError("clusters are asked of values that are not finite, or too large; lower search.rate.")
     kmeans = faiss.Kmeans(points.shape[1], count, seed=seed, min_points_per_centroid=1, niter=25, nredo=tries)
-    kmeans.train(points.float().cpu().numpy())
+    kmeans.train(points.numpy())
     return torch.from_numpy(kmeans.centroids)
 
 

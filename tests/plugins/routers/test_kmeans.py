@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from aptp.core.errors import RequestError
 from aptp.core.router import PromptBatch, serve
+from aptp.plugins.routers._clusters import k_means
 from aptp.plugins.routers.kmeans import KMeansRouter
 
 
@@ -61,3 +62,11 @@ def test_prompts_that_are_all_alike_are_defined(make_context) -> None:
 def test_fewer_prompts_than_experts_are_refused(make_context) -> None:
     with pytest.raises(RequestError, match=r"3 experts are more than the 2 training prompts\."):
         router(make_context(around(1, 2)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_points_without_distances_are_told_and_do_not_end_the_program(value: float) -> None:
+    points = torch.randn(20, 4)
+    points[3, 1] = value
+    with pytest.raises(FloatingPointError, match=r"not finite, or too large; lower search\.rate"):
+        k_means(points, 3, seed=0)

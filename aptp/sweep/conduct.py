@@ -74,15 +74,14 @@ def conduct(
                 del waiting[: len(started)]
                 children += filter(None, [_Run.start(*each, folder / ASIDE, command, begin) for each in started])
                 if started or ended or time.monotonic() - saved >= SAVE_SECONDS:
-                    with suppress(OSError):  # a full disk is no reason to stop the runs; times may be lost
-                        table.save(folder)
+                    _save(table, folder)
                     saved = time.monotonic()
                 watch(table)
                 time.sleep(POLL_SECONDS)
         finally:
             for child in children:
                 child.kill()
-            table.save(folder)
+            _save(table, folder)
     return table
 
 
@@ -175,6 +174,12 @@ def _alone(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _save(table: Table, folder: Path) -> None:
+    """Where the disk is full this is left for the next time: `sweep.json` alone has nothing but the times of runs."""
+    with suppress(OSError):
+        table.save(folder)
 
 
 def _keep(entries: list[Entry], results: Path | None) -> None:

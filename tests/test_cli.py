@@ -257,7 +257,7 @@ def test_what_the_harness_refuses_is_a_wrong_request(harness: Harness) -> None:
     assert refusal(invoke("run", "--dry-run")) == "aptp: no such thing\n"
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("boom\nsecond line"), ValueError("boom")])
+@pytest.mark.parametrize("failure", [RuntimeError("boom\nsecond line"), ValueError("boom.")])
 def test_a_failed_run_says_how_to_go_on(failure: Exception, harness: Harness) -> None:
     harness.failure = failure
     result = invoke("run", "--out", "x")

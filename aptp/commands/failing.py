@@ -61,7 +61,10 @@ def working(what: str, debug: bool, kept: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        raise typer.Exit(_complain(f"{what} failed: {type(error).__name__}: {gist(error)}{_hint(kept)}", 1)) from error
+        said = f"{what} failed: {type(error).__name__}: {gist(error)}"
+        if hint := _hint(kept):
+            said = said.rstrip(".") + hint
+        raise typer.Exit(_complain(said, 1)) from error
 
 
 def _complain(text: str, status: int) -> int:

@@ -147,7 +147,7 @@ class _Run:
     def _error(self, status: int) -> str:
         said = reason("the run", status, self.log)
         record = self.entry.record()
-        recorded = record.error.partition("\n")[0] if record and record.error else said
+        recorded = record.error.partition("\n")[0].rstrip(".") if record and record.error else said
         return recorded if recorded in said else said
 
 

@@ -44,7 +44,7 @@ leave("running")
 with (out.parent / "starts").open("a") as starts:
     starts.write(f"{{out.name}} {{os.environ['OMP_NUM_THREADS']}} {{os.getpid()}}\\n")
 if seed == {FAILS}:
-    leave("failed", "RuntimeError: boom\\nsecond line")
+    leave("failed", "RuntimeError: boom.\\nsecond line")
     print("a library's chatter")
     print("aptp: the run failed: RuntimeError: boom; what was computed is kept", file=sys.stderr)
     sys.exit(1)

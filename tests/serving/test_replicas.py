@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -14,7 +16,10 @@ import pytest
 from PIL import Image
 
 import aptp
+from aptp.core.errors import RequestError
+from aptp.routing import DENSE
 from aptp.serving.access import bind
+from aptp.serving.engine import Manner
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
@@ -61,6 +66,21 @@ def test_every_picture_is_the_pipelines_own_and_drawn_by_its_expert(url: str, fi
     status = serve.status().applications["aptp"]
     running = {name: dict(deployment.replica_states) for name, deployment in status.deployments.items()}
     assert running == {name: {"RUNNING": 1} for name in [*experts, "front"]}
+
+
+def test_what_a_replica_refuses_is_refused_in_its_own_words() -> None:
+    from ray.exceptions import RayTaskError
+
+    from aptp.serving.replicas import Distributed
+
+    async def remote(*_: object) -> None:
+        raise RayTaskError("draw", "a traceback", RequestError("no pipeline draws this.")).as_instanceof_cause()
+
+    front = Distributed.__new__(Distributed)
+    front.hands = [SimpleNamespace(draw=SimpleNamespace(remote=remote))] * 2
+    for expert in (0, 1, DENSE):
+        with pytest.raises(RequestError, match=r"^no pipeline draws this\.$"):
+            asyncio.run(front.draw(Manner(expert, 1, None, False), []))
 
 
 def test_it_is_the_same_application(url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -90,8 +91,11 @@ def serve(
             service.metrics.watch(pipe.monitor)
         app = create_app(service, key=key, hosts=LOOPBACK | {host.lower()})
         Server(app, service, Terminal().say).run([bound])
-        if not engine.is_idle(FLUSHING):
-            _give_up(f"the server stopped, but a batch did not end within {FLUSHING} s and is given up")
+        ended = False
+        with suppress(KeyboardInterrupt):
+            ended = engine.is_idle(FLUSHING)
+        if not ended:
+            _give_up("the server stopped with a batch still under way, which is given up")
 
 
 def _give_up(why: str) -> NoReturn:

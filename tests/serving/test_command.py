@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +82,7 @@ def test_help_and_refusals_import_nothing_heavy(arguments: list[str], status: in
 
 
 STUCK = """
-import sys, threading
+import os, sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,25 +107,34 @@ class Stuck:
 
 
 aptp.pipeline.RoutedPipeline.from_pretrained = lambda *_, **__: Stuck()
-aptp.serving.server.FLUSHING = 0.3
+aptp.serving.server.FLUSHING = float(os.environ["FLUSHING"])
 aptp.cli.main()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signals", [1, 2])
-def test_a_batch_that_never_ends_does_not_keep_the_server(signals: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signals", "flushing"),
+    [([signal.SIGTERM], 0.3), ([signal.SIGTERM] * 2, 0.3), ([signal.SIGINT] * 100, 60)],
+    ids=["once", "twice", "over and over"],
+)
+def test_a_batch_that_never_ends_does_not_keep_the_server(
+    signals: list[signal.Signals], flushing: float, tmp_path: Path
+) -> None:
     command = [sys.executable, "-c", STUCK, "serve", str(tmp_path), "--port", "0", "--wait", "0", "--timeout", "0.5"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    env = os.environ | {"FLUSHING": str(flushing)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as server:
         try:
             url = server.stderr.readline().split()[-1]
             answer = httpx2.post(f"{url}/v1/images/generations", json={"prompt": "a star"}, timeout=20)
             assert answer.status_code == 504
-            for _ in range(signals):
-                server.send_signal(signal.SIGTERM)
+            for one in signals:
+                if server.poll() is None:
+                    server.send_signal(one)
+                    time.sleep(0.1)
             assert server.wait(10) == 1
             assert server.stderr.read() == (
-                "aptp: the server stopped, but a batch did not end within 0.3 s and is given up.\n"
+                "aptp: the server stopped with a batch still under way, which is given up.\n"
             )
         finally:
             server.kill()

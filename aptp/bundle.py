@@ -42,6 +42,8 @@ TRAINING = "training.safetensors"
 """In `router/`: the training prompts that are kept, float16 embeddings with the texts as metadata."""
 WIDEST = 2**16
 """Of an encoder's embeddings: larger ones than any has."""
+LARGEST_OPTION = 1024
+"""Of a number that a bundle gives every call: pictures of that height and width can be had."""
 ROUNDING = 1e-3
 """By how much loads may sum to another number than 1."""
 LARGEST_CALIBRATION = 2**20
@@ -230,6 +232,9 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         load = [float(share) for share in data.get("load", [1 / len(bias)] * len(bias))]
         if len(load) != len(bias) or not all(0 <= share <= 1 for share in load) or abs(sum(load) - 1) > ROUNDING:
             raise ValueError(f"its loads are not the shares of {len(bias)} experts, which sum to 1.")
+        call_options = dict(data.get("call_options", {}))
+        if manifest and not all(map(_is_small, call_options.values())):
+            raise ValueError(f"its call options are not null, true, false, or numbers of at most {LARGEST_OPTION:,}.")
         for index in range(len(bias)) if manifest else ():
             manifest.require(f"{expert_folder(index)}/architecture.json")
         serving, budget = bias, data.get("budget")
@@ -251,7 +256,7 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
             str(data["model"]),
             str(data["model_fingerprint"]),
             str(data["component"]),
-            dict(data.get("call_options", {})),
+            call_options,
             run,
             manifest,
         )
@@ -261,6 +266,11 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         OSError, LookupError, ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError,
     ) as error:  # fmt: skip
         raise RequestError(f"the router of {str(run)!r} is damaged: {gist(error)}") from error
+
+
+def _is_small(option: object) -> bool:
+    """Whether an option of every call is one that a bundle may give."""
+    return option is None or (isinstance(option, int | float) and abs(option) <= LARGEST_OPTION)
 
 
 def _bias(bias: Tensor) -> Float[Tensor, "experts"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ class Denoiser(ABC):
 
     component: ClassVar[str]
     """The attribute of a diffusers pipeline that holds the model: `"unet"` or `"transformer"`."""
-    call_options: ClassVar[Mapping[str, Any]] = {}
-    """What calls of the family's pipeline are given beside prompts, noise, steps and guidance, unless asked else."""
+    call_options: ClassVar[Mapping[str, bool | int | float | None]] = {}
+    """What calls of the family's pipeline are given beside prompts, noise, steps and guidance, unless asked else.
+
+    They travel with bundles, which are held to numbers of at most 1,024."""
 
     @classmethod
     @abstractmethod

@@ -200,8 +200,7 @@ class RecoverOptions(TrainingOptions):
             raise ValueError("share error has nothing to share where per is expert; set recover.share=load")
         if self.guidance and self.batch % (2 * self.accumulate):
             raise ValueError(
-                f"with guidance, batch {self.batch} is {self.accumulate} equal parts of pairs; choose a multiple of "
-                f"{2 * self.accumulate}"
+                f"with guidance, batch {self.batch} is made of pairs; choose a multiple of {2 * self.accumulate}"
             )
         return self
 

@@ -114,7 +114,9 @@ def option_error(owner: str, model: type[BaseModel], error: ValidationError) -> 
         return str(unknown(f"option of {owner}:", name, model.model_fields)).replace(":'", ": '")
     if first["type"] == "missing":
         return f"{owner} needs the option {name!r}."
-    return f"option {name!r} of {owner} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    given = f" is {first['input']!r}" if not isinstance(first["input"], dict | BaseModel) else ""
+    return f"option {name!r} of {owner}{given}: {reason[0].lower()}{reason[1:]}."
 
 
 def _imported(target: str, kind: str, name: str) -> Any:

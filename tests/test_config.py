@@ -233,6 +233,14 @@ def test_a_static_run_has_one_expert_and_compares_with_none(host: Host) -> None:
     assert static.budget == config.resolved(host).budget
 
 
+def test_a_group_of_options_that_do_not_fit_is_told_in_a_sentence() -> None:
+    with pytest.raises(RequestError) as caught:
+        load_config(assignments=["recover.guidance=3", "recover.batch=3"])
+    assert str(caught.value) == (
+        "option 'recover' of the run: with guidance, batch 3 is made of pairs; choose a multiple of 2."
+    )
+
+
 def test_dense_steps_are_numbers_of_steps() -> None:
     assert load_config(assignments=["evaluate.dense_steps=[10, 5]"]).evaluate.dense_steps == [10, 5]
     with pytest.raises(RequestError, match=r"'evaluate\.dense_steps' of the run is \[10, 0\]"):

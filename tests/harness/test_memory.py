@@ -108,5 +108,5 @@ def test_the_variance_of_parts_is_that_of_the_whole() -> None:
 def test_parts_have_to_be_equal() -> None:
     with pytest.raises(ValueError, match="batch 8 is not divided by accumulate 3; choose a multiple"):
         RunConfig.model_validate({"search": {"batch": 8, "accumulate": 3}})
-    with pytest.raises(ValueError, match="4 equal parts of pairs; choose a multiple of 8"):
+    with pytest.raises(ValueError, match="batch 12 is made of pairs; choose a multiple of 8"):
         RunConfig.model_validate({"recover": {"batch": 12, "accumulate": 4, "guidance": 3}})

@@ -83,7 +83,7 @@ class ImageFolder(CaptionedDataset):
         if self.skipped:
             name, reason = next(iter(self.skipped.items()))
             raise RequestError(
-                f"{where}: {len(self.skipped)} rows were skipped, the first, {name!r}, because {reason}."
+                f"{where}: of the rows left out ({len(self.skipped)}) the first is {name!r}, because {reason}."
             )
         if any(self._samples.values()):
             raise RequestError(

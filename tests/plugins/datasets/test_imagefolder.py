@@ -123,7 +123,7 @@ def test_several_captions_of_one_picture(tmp_path: Path):
 
 def test_nothing_left(tmp_path: Path):
     with pytest.raises(
-        RequestError, match=r"2 rows were skipped, the first, '000\.png', because the file is missing\."
+        RequestError, match=r"rows left out \(2\) the first is '000\.png', because the file is missing\."
     ):
         data(write(tmp_path, rows(2), pictures=False)).samples("train")
 

@@ -24,9 +24,10 @@ OUT ?= runs/demo
 run: install ## prune the embedded model: search, recover, evaluate; leaves runs/demo (OUT=FOLDER for another)
 	$(BIN)/aptp run --router=contrastive --balancer=sinkhorn --out "$(OUT)" --resume
 
-lint: install ## style, format and the direction of imports
+lint: install ## style, format, types and the direction of imports
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache --no-logo
 
 test: lint ## lint, then the whole test suite
@@ -50,5 +51,5 @@ docs: install ## write docs/config.md anew from the options' models
 	$(BIN)/python docs/config_page.py
 
 clean: ## remove .venv, build products and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -235,8 +235,9 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         call_options = dict(data.get("call_options", {}))
         if manifest and not all(map(_is_small, call_options.values())):
             raise ValueError(f"its call options are not null, true, false, or numbers of at most {LARGEST_OPTION:,}.")
-        for index in range(len(bias)) if manifest else ():
-            manifest.require(f"{expert_folder(index)}/architecture.json")
+        if manifest:
+            for index in range(len(bias)):
+                manifest.require(f"{expert_folder(index)}/architecture.json")
         serving, budget = bias, data.get("budget")
         for calibration in (run / CALIBRATION, folder / CALIBRATION):
             if calibration.is_file():

@@ -219,7 +219,7 @@ class RoutedPipeline:
         if negative_prompt is not None or "negative_prompt_embeds" in options:  # PixArt's own default is a text
             options["negative_prompt"] = negative_prompt
         check_options(self.base, options)
-        embeds = options.get("prompt_embeds")
+        embeds: Any = options.get("prompt_embeds")
         if prompts is None and (embeds is None or (experts is None and not dense)):
             raise RequestError("there is no prompt; give its text, or its prompt_embeds and an expert.")
         texts = [prompts] if isinstance(prompts, str) else None if prompts is None else list(prompts)
@@ -228,12 +228,12 @@ class RoutedPipeline:
         named: Sequence[Hashable] = range(len(embeds)) if texts is None else texts
         if dense:
             chosen = [DENSE] * len(named)
-        elif experts is None:
-            chosen = [route.expert for route in self.route(texts, fallback_margin=fallback_margin)]
-        else:
+        elif experts is not None:
             chosen = list(experts)
             check_count("experts", chosen, len(named))
             self._check_experts(chosen)
+        else:
+            chosen = [route.expert for route in self.route(texts or [], fallback_margin=fallback_margin)]
         pictures = pictures_of(
             texts,
             num_images_per_prompt,

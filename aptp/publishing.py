@@ -65,8 +65,9 @@ def write_expert(bundle: Bundle, index: int, folder: Path, form: str = "diffuser
             from aptp.graphs import write_graph
 
             write_graph(expert, made, form)
-        told = {"base": _public(bundle.model), "component": bundle.component, "cost": bundle.fractions[index]}
-        write_text(made / "README.md", expert_card(expert, index, form, **told))
+        base, cost = _public(bundle.model), bundle.fractions[index]
+        card = expert_card(expert, index, form, base=base, component=bundle.component, cost=cost)
+        write_text(made / "README.md", card)
 
 
 def find_bundle(name: str) -> Path:
@@ -136,8 +137,8 @@ def _assemble(bundle: Bundle, made: Path) -> None:
     router["model"] = _public(router["model"])
     encoder = router["encoder"].get("model")
     if encoder and (folder := Path(encoder).expanduser()).is_dir():
-        files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if may_travel(path))
-        _copy(folder, made / ENCODER, (file for file in files if not any(part.startswith(".") for part in file.parts)))
+        found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if may_travel(path))
+        _copy(folder, made / ENCODER, (file for file in found if not any(part.startswith(".") for part in file.parts)))
         router["encoder"]["model"] = _public(encoder)
     write_json(made / "router/router.json", router)
     write_text(made / "README.md", card(_contents(bundle, made, router, papers), _record(run)))

@@ -119,7 +119,7 @@ def generators_of(
         if len(set(map(id, generators))) != pictures:
             raise RequestError("a generator stands for two pictures; give each a generator of its own, or all one.")
         return generators
-    if isinstance(seed, Integral):
+    if isinstance(seed, int | Integral):
         return [_seeded(value) for value in seeds_from(int(seed), repeated(prompts, each))]
     check_count("seed", seed, len(prompts))
     return [_seeded(int(value) + place) for value in seed for place in range(each)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,7 @@ Retries = Annotated[
 ]
 
 
-def resources_of(executor: str, **given: float | None) -> Resources | None:
+def resources_of(executor: str, **given: Any) -> Resources | None:
     """What a task takes on a cluster, or `None` where tasks run here.
 
     Raises:

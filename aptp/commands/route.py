@@ -69,7 +69,7 @@ def _print(answers: Sequence[dict[str, Any]], as_csv: bool, as_json: bool) -> No
         ]
         typer.echo(printable(json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False)))
         return
-    rows = [[_cell(name, answer) for name in columns] for answer in answers]
+    rows: list[Sequence[object]] = [[_cell(name, answer) for name in columns] for answer in answers]
     if as_csv:
         shown = [[printable(str(cell)) for cell in row] for row in [columns, *rows]]
         csv.writer(sys.stdout, lineterminator="\n").writerows(shown)

@@ -78,7 +78,7 @@ class SearchSpace:
         The innermost block is the first to go.
         """
         depth = [place.start for site, place in zip(self.sites, self.slices, strict=True) if site.is_block]
-        order = []
+        order: list[int] = []
         while depth:
             order.append(depth.pop(-1 if len(order) % 2 == 0 else 0))
         return torch.tensor(order, dtype=torch.long)

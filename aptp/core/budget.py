@@ -71,11 +71,11 @@ class CostModel:
         rows: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         for layer in layers:
             around = tuple(blocks[path] for path in _around(layer.path) if path in blocks)
-            site = sites.get(layer.part, -1) if layer.part else -1
-            row = rows.setdefault((site, around), torch.zeros(1 + max(units), dtype=torch.float64))
+            place = sites.get(layer.part, -1) if layer.part else -1
+            row = rows.setdefault((place, around), torch.zeros(1 + max(units), dtype=torch.float64))
             row[0] += layer.fixed
             steps = torch.tensor(layer.steps, dtype=torch.float64)
-            if site >= 0:
+            if place >= 0:
                 row[1 : 1 + len(steps)] += steps
             else:
                 row[0] += steps.sum()

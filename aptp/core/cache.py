@@ -126,7 +126,9 @@ class Table:
 
     @torch.no_grad()
     def _encode(self, places: list[int]) -> None:
-        parts, broken, written = [], {}, time.monotonic()
+        parts: list[dict[str, Tensor]] = []
+        broken: dict[str, str] = {}
+        written = time.monotonic()
         with self.progress.task(self.task, len(places)) as advance:
             for start in range(0, len(places), self.chunk):
                 chunk = places[start : start + self.chunk]

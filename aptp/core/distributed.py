@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -93,7 +93,8 @@ def shared(value: T) -> T:
 
 def on_main(work: Callable[[], T]) -> T:
     """Do it on the main process alone: all get what it returns, and all fail if it fails."""
-    value, failure = None, None
+    value: Any = None
+    failure: Exception | None = None
     if is_main():
         try:
             value = work()

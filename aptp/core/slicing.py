@@ -171,7 +171,7 @@ def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
         if not (isinstance(family, type) and issubclass(family, diffusers.ModelMixin)):
             raise RequestError(f"{str(folder)!r} names {config['_class_name']!r}, which is no diffusers model.")
         with init_empty_weights():
-            expert = family.from_config(config)
+            expert = family.from_config(config)  # type: ignore[attr-defined]
         shared = folder.parent / SHARED
         if together := shared.is_file():
             expert.load_state_dict(load_file(shared), strict=True, assign=True)

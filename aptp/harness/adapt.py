@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ from aptp.harness.workspace import Workspace
 from aptp.models import load_pipeline
 
 
-def adapt(work: Workspace, samples: list[Sample], source: str) -> None:
+def adapt(work: Workspace, samples: Sequence[Sample], source: str) -> None:
     """Train denoiser and text encoders together, save the pipeline in the run, and go on with the saved one."""
     folder = work.path(MODEL)
     if not folder.is_dir():
@@ -38,7 +40,7 @@ def adapt(work: Workspace, samples: list[Sample], source: str) -> None:
     work.forget_model()
 
 
-def _fine_tune(work: Workspace, samples: list[Sample], source: str) -> None:
+def _fine_tune(work: Workspace, samples: Sequence[Sample], source: str) -> None:
     config, options = work.config, work.config.adapt
     latents = work.preparer.latents(samples, source, "training", config.prepare.flips)
     samples = latents.samples

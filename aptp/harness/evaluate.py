@@ -245,7 +245,7 @@ def measure_latency(work: Workspace, rows: Sequence[tuple[Result, RoutedPipeline
     Args:
         rows: a method's figures, its pipeline, and the expert of each evaluation prompt (−1 is the dense model).
     """
-    models = {}
+    models: dict[tuple[Path, int], torch.nn.Module] = {}
     for _, pipe, experts in rows:
         models |= {(pipe.run, i): work.dense if i < 0 else pipe.expert(i) for i in set(experts)}
     inputs = repeated(work.example_inputs, BATCH)
@@ -257,19 +257,19 @@ def measure_latency(work: Workspace, rows: Sequence[tuple[Result, RoutedPipeline
 
 def check_costs(work: Workspace, pipe: RoutedPipeline) -> None:
     """Compare the cost model with what the experts themselves cost, where the budget's estimator can measure that."""
-    record = work.record
+    record, budget = work.record, work.record.budget
     models = [work.dense, *(pipe.expert(expert.index) for expert in record.experts)]
     estimator = make(work.host, "budget", work.config.budget)
     measured = distributed.on_main(lambda: estimator.measured(models, work.example_inputs))
-    if measured is None:
+    if measured is None or budget is None:
         return
     dense, *costs = measured
     for expert, cost in zip(record.experts, costs, strict=True):
         expert.measured = cost / dense
-    record.budget.error = max(abs(expert.fraction / expert.measured - 1) for expert in record.experts)
-    if record.budget.error > ESTIMATE:
+    budget.error = max(abs(e.fraction * dense / cost - 1) for e, cost in zip(record.experts, costs, strict=True))
+    if budget.error > ESTIMATE:
         work.warn(
-            f"budget {record.budget.estimator!r} is {record.budget.error:.0%} off what an expert really costs; a "
+            f"budget {budget.estimator!r} is {budget.error:.0%} off what an expert really costs; a "
             "quieter machine may measure better."
         )
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from aptp.core.objective import weighted_mse
-from aptp.core.pruner import Pruned, PrunerContext
+from aptp.core.pruner import Pruned, PrunerContext, StaticPruner
 from aptp.harness.training import batch_index, generator_for
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ def pruner_context(work: Workspace) -> PrunerContext:
     )
 
 
-def prune(work: Workspace, search: Callable[[], Pruned]) -> Pruned:
-    """Ask the run's pruner, with the weights of the dense model differentiable except while it searches."""
+def prune(work: Workspace, pruner: StaticPruner, search: Callable[[], Pruned]) -> Pruned:
+    """Ask a pruner, with the weights of the dense model differentiable except while it searches."""
 
     def searched() -> Pruned:
         with differentiable(work.dense, False):
             return search()
 
     with differentiable(work.dense, True):
-        return work.pruner.prune(dataclasses.replace(pruner_context(work), search=searched))
+        return pruner.prune(dataclasses.replace(pruner_context(work), search=searched))
 
 
 @contextmanager

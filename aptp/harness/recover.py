@@ -122,7 +122,7 @@ def _warn_of_fresh_starts(work: Workspace, experts: int) -> None:
 
 def _join_logs(work: Workspace, total: int) -> None:
     """`logs/recover.jsonl`: all phases one after the other, with the phase and the expert of each step."""
-    lines = []
+    lines: list[str] = []
     for path in [work.path("logs/recover-joint.jsonl"), *sorted(work.path("logs").glob("recover-[0-9]*.jsonl"))]:
         name = path.stem.removeprefix("recover-")
         who = {"phase": "joint", "expert": None} if name == "joint" else {"phase": "own", "expert": int(name)}

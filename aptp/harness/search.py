@@ -14,7 +14,7 @@ from aptp.core.architecture import Architecture, harden
 from aptp.core.calibration import calibrate, expected_cost
 from aptp.core.gates import gated
 from aptp.core.objective import resource_loss, spread_loss
-from aptp.core.pruner import Pruned
+from aptp.core.pruner import Pruned, StaticPruner
 from aptp.core.router import load_of, perplexity, serve
 from aptp.harness.pruning import prune
 from aptp.harness.training import batch_index, generator_for, micro_batches, recomputing
@@ -42,7 +42,7 @@ class Found:
 
 def search(work: Workspace) -> Found:
     """Train the router, if it learns (or ask the static pruner); fit serving bias and threshold on training prompts."""
-    return _learned(work) if work.pruner is None else _pruned(work)
+    return _learned(work) if work.pruner is None else _pruned(work, work.pruner)
 
 
 def _learned(work: Workspace) -> Found:
@@ -76,16 +76,16 @@ def _learned(work: Workspace) -> Found:
     return Found(architectures, bias, threshold, load, uncalibrated, expected, {})
 
 
-def _pruned(work: Workspace) -> Found:
+def _pruned(work: Workspace, pruner: StaticPruner) -> Found:
     def one_code() -> Pruned:
         found = _learned(work)
         return Pruned(found.architectures[0], uncalibrated=found.uncalibrated)
 
-    if work.sliced and not work.pruner.searches:  # scores that nearly tie may fall out otherwise on another machine
+    if work.sliced and not pruner.searches:  # scores that nearly tie may fall out otherwise on another machine
         kept = Architecture.load(work.path(f"{expert_folder(0)}/architecture.json")).gates
         pruned = Pruned(Architecture(work.space, kept))
     else:
-        pruned = prune(work, one_code)
+        pruned = prune(work, pruner, one_code)
     cost = float(work.cost_model.fraction(pruned.architecture.gates))
     return Found(
         [pruned.architecture],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from aptp.config import PrepareOptions, RunConfig
-from aptp.core.data import CaptionedDataset, Sample
+from aptp.core.data import CaptionedDataset, Sample, Split
 from aptp.core.errors import RequestError
 from aptp.harness.training import generator_for
 from aptp.routing import LONGEST_PROMPT, is_text
@@ -29,8 +29,9 @@ class Chosen:
 def choose(dataset: CaptionedDataset, options: PrepareOptions, seed: int) -> Chosen:
     """The samples of a run, in an order that depends on the seed alone."""
     skipped = dict(getattr(dataset, "skipped", {}))
-    splits = []
-    for split, limit in (("train", options.train), ("validation", options.validation)):
+    splits: dict[Split, list[Sample]] = {}
+    limits: dict[Split, int | None] = {"train": options.train, "validation": options.validation}
+    for split, limit in limits.items():
         good = []
         for sample in dataset.samples(split):
             if reason := _fault(sample.caption):
@@ -42,8 +43,8 @@ def choose(dataset: CaptionedDataset, options: PrepareOptions, seed: int) -> Cho
             order = torch.randperm(len(pictures), generator=generator_for(seed, "subset", split))
             kept = {pictures[i] for i in order[:limit]}
             good = [sample for sample in good if sample.picture_id in kept]
-        splits.append(good)
-    return Chosen(*splits, skipped)
+        splits[split] = good
+    return Chosen(splits["train"], splits["validation"], skipped)
 
 
 def _fault(caption: str) -> str | None:

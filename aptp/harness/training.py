@@ -48,7 +48,7 @@ def generator_for(*key: Any) -> torch.Generator:
 
 def batch_index(count: int, batch: int, step: int, *key: Any) -> Int[Tensor, "batch"]:
     """The examples of a step: epochs of `count` in an order drawn anew for each; a batch may span two."""
-    start, index = step * batch, []
+    start, index = step * batch, list[int]()
     while len(index) < batch:
         epoch, offset = divmod(start + len(index), count)
         order = torch.randperm(count, generator=generator_for(*key, "epoch", epoch))

@@ -72,8 +72,9 @@ class Workspace:
     def open(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
         """`load`, and see that the whole request can be carried out. Raises `RequestError` where it cannot."""
         check_shares(config)
-        for kind, choices in {"metric": config.metrics, "pruner": [*config.compare, config.pruner]}.items():
-            for choice in filter(None, choices):
+        own = [config.pruner] if config.pruner else []
+        for kind, choices in {"metric": config.metrics, "pruner": [*config.compare, *own]}.items():
+            for choice in choices:
                 make(host, kind, choice)
         work = cls.load(config, out, host, progress, record)
         work.check_scheduler()
@@ -191,7 +192,7 @@ class Workspace:
     @cached_property
     def pruner(self) -> StaticPruner | None:
         """The static pruner that takes the search's place, if the run has one."""
-        return self.config.pruner and make(self.host, "pruner", self.config.pruner)
+        return make(self.host, "pruner", self.config.pruner) if self.config.pruner else None
 
     @cached_property
     def start(self) -> ScoringPruner | None:

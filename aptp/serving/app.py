@@ -82,7 +82,7 @@ def create_app(service: Service, *, key: str | None = None, hosts: frozenset[str
             raise Refusal(415, "send the request as 'Content-Type: application/json'.", "unsupported_media_type")
         order = read(await request.body(), limits, model=engine.name, size=engine.size)
         drawing = asyncio.create_task(service.draw(order))
-        leaving = asyncio.create_task(request.receive())
+        leaving = asyncio.ensure_future(request.receive())
         try:
             await asyncio.wait({drawing, leaving}, timeout=limits.timeout, return_when=asyncio.FIRST_COMPLETED)
             if drawing.done():

@@ -25,7 +25,7 @@ class Connection(H11Protocol):
         self.limits = limits
         self._end: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self._turn_away()

@@ -118,13 +118,13 @@ class LocalEngine(Engine):
             [sketch.prompt for sketch in sketches],
             num_inference_steps=manner.steps,
             guidance_scale=manner.guidance,
-            negative_prompt=[sketch.negative_prompt for sketch in sketches] if manner.avoiding else None,
+            negative_prompt=[sketch.negative_prompt or "" for sketch in sketches] if manner.avoiding else None,
             seed=[sketch.seed for sketch in sketches],
             batch_size=len(sketches),
             experts=[manner.expert] * len(sketches),
         )
         paintings = []
-        flags = drawn.nsfw_content_detected or [None] * len(sketches)
+        flags: Sequence[bool | None] = drawn.nsfw_content_detected or [None] * len(sketches)
         for image, flagged in zip(drawn.images, flags, strict=True):
             image.save(file := io.BytesIO(), format="PNG")
             paintings.append(Painting(file.getvalue(), flagged))

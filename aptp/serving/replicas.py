@@ -98,7 +98,7 @@ class Distributed(Engine):
 class Front:
     """Takes requests on, routes them, and makes batches. There is one: it knows all that wait."""
 
-    async def __init__(self, settings: Settings, hands: Sequence[DeploymentHandle]) -> None:
+    async def __init__(self, settings: Settings, hands: Sequence[DeploymentHandle]) -> None:  # type: ignore[misc]
         folder = find_bundle(settings.run)
         bundle, size = load_finished(folder, default_host()), await hands[0].size.remote()
         engine = Distributed(bundle, folder.resolve().name, size, hands, settings)

@@ -27,7 +27,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, service: Service, say: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             app,
-            http=partial(Connection, limits=service.limits),
+            http=partial(Connection, limits=service.limits),  # type: ignore[arg-type]  # called as a class is
             ws="none",
             log_level="warning",
             access_log=False,

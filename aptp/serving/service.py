@@ -77,8 +77,8 @@ class Service:
                     pictures.append(picture)
                 return Drawn(route, pictures)
             finally:
-                for picture in wanted:  # where one failed, nobody waits for the others
-                    picture.cancel()
+                for awaited in wanted:  # where one failed, nobody waits for the others
+                    awaited.cancel()
         finally:
             self.taken -= count
 

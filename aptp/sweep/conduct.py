@@ -183,7 +183,9 @@ def _save(table: Table, folder: Path) -> None:
 
 
 def _keep(entries: list[Entry], results: Path | None) -> None:
-    for entry in entries if results else ():
+    if results is None:
+        return
+    for entry in entries:
         if entry.finished() or (entry.status == "failed" and entry.record()):
             try:
                 keep(entry, results)

@@ -105,7 +105,8 @@ def check_folders(found: list[Cell], folder: Path) -> None:
 
 def _combinations(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names of runs with their differences."""
-    for run in sweep.runs or [None]:
+    runs: list[NamedRun | None] = [*sweep.runs] or [None]
+    for run in runs:
         grid = {**sweep.grid, **(run.grid if run else {})}
         for key, values in grid.items():
             _check_axis(key, values)
@@ -113,8 +114,8 @@ def _combinations(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise RequestError(
                     f"the run {run.name!r} sets {key!r}, which the grid varies; give it a grid of its own."
                 )
-        for values in itertools.product(*grid.values()):
-            point = dict(zip(grid, values, strict=True))
+        for chosen in itertools.product(*grid.values()):
+            point = dict(zip(grid, chosen, strict=True))
             parts = [run.name] if run else []
             yield (
                 ",".join(parts + [f"{key}={_text(value)}" for key, value in point.items()]),

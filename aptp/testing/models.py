@@ -16,7 +16,7 @@ from aptp.core.budget import CostModel
 from aptp.plugins.budgets.macs import MacsBudget
 
 Family = Literal["sd1", "sd2", "sdxl"]
-FAMILIES: dict[str, dict[str, Any]] = {
+FAMILIES: dict[Family, dict[str, Any]] = {
     "sd1": {"attention_head_dim": 4, "use_linear_projection": False},
     "sd2": {"attention_head_dim": (2, 4), "use_linear_projection": True},
     "sdxl": {

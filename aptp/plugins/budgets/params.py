@@ -25,11 +25,11 @@ class ParamsBudget(BudgetEstimator):
         cuts = {cut.path: (part, cut) for part in denoiser.anatomy(module).width for cut in part.cuts}
         layers = []
         for path, layer in module.named_modules():
-            part, cut = cuts.get(path, (None, None))
+            found = cuts.get(path)
             for parameter in layer.parameters(recurse=False):
                 size = parameter.numel()
-                if part and (cut.side == "out" or parameter.ndim > 1):
-                    layers.append(Layer(path, 0, size // part.units, part))
+                if found and (found[1].side == "out" or parameter.ndim > 1):
+                    layers.append(Layer(path, 0, size // found[0].units, found[0]))
                 else:
                     layers.append(Layer(path, size))
         return CostModel(space, layers, "parameters")

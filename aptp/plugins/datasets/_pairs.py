@@ -114,7 +114,7 @@ def _index(path: Path, whole_size: int) -> tuple[str | None, dict[str, Entry]]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None and member.offset_data + member.size <= whole_size:
-                archive.members = []  # an archive may have very many
+                archive.members = []  # type: ignore[attr-defined]  # an archive may have very many
                 key, end = _key(member.name)
                 if not key or not member.isreg() or member.issparse():
                     continue

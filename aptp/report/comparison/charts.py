@@ -172,7 +172,7 @@ def _dense(axes: Axes, comparison: Comparison, setting: Setting, across: str, me
     points = {m: point for m in methods for point in _point(comparison, setting, m, across, measure)}
     line = {"color": INK, "marker": "|", "markersize": 9, "markeredgewidth": 1.6, "lw": 1.2, "ls": ":"}
     _draw(axes, list(points.values()), "dense, fewer sampling steps" if len(points) > 1 else "dense", line)
-    place = {"textcoords": "offset points", "size": 7, "color": MUTED, "ha": "center"}
+    place: dict[str, Any] = {"textcoords": "offset points", "size": 7, "color": MUTED, "ha": "center"}
     for method, (x, y) in points.items():
         axes.annotate(method.base.removeprefix("dense, "), (x.mean, y.mean), (0, -14 if measure.less else 8), **place)
     return list(points.values())
@@ -218,7 +218,7 @@ def _logarithmic(axes: Axes, which: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _plain(value: float, _: int) -> str:
+def _plain(value: float, _: float) -> str:
     return f"{value:g}"
 
 

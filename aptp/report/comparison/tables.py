@@ -208,10 +208,10 @@ def ablation_table(comparison: Comparison, setting: Setting) -> Grid | None:
     own = [_figure(comparison, setting, reference, m, False) for m in measures]
     cost = Cell(percent(comparison.mean(setting, reference, "cost")))
     rows = [[Cell(reference.name, "itself"), Cell(str(len(comparison.seeds(setting, reference)))), cost, *own]]
-    for changed, method in single:
+    for difference, method in single:
         cells = [_difference(comparison, setting, method, m) for m in measures]
         cost = Cell(percent(comparison.mean(setting, method, "cost")))
-        rows.append([Cell(changed, method.name), Cell(str(len(comparison.seeds(setting, method)))), cost, *cells])
+        rows.append([Cell(difference, method.name), Cell(str(len(comparison.seeds(setting, method)))), cost, *cells])
     return Grid(setting_title(comparison, setting), heads, rows)
 
 

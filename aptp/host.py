@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel, ValidationError
 
-from aptp.core.errors import RequestError, unknown
+from aptp.core.errors import RequestError, gist, unknown
 from aptp.core.hookspecs import Hooks, PluginSpec
 
 KINDS = {
@@ -114,9 +114,10 @@ def option_error(owner: str, model: type[BaseModel], error: ValidationError) -> 
         return str(unknown(f"option of {owner}:", name, model.model_fields)).replace(":'", ": '")
     if first["type"] == "missing":
         return f"{owner} needs the option {name!r}."
-    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    reason = (gist(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]).rstrip(".")
     given = f" is {first['input']!r}" if not isinstance(first["input"], dict | BaseModel) else ""
-    return f"option {name!r} of {owner}{given}: {reason[0].lower()}{reason[1:]}."
+    what = f"option {name!r} of {owner}" if name else f"options of {owner}"
+    return f"{what}{given}: {reason[0].lower()}{reason[1:]}."
 
 
 def _imported(target: str, kind: str, name: str) -> Any:

@@ -7,11 +7,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, model_validator
 
 from aptp import PluginSpec, hookimpl
 from aptp.core.errors import RequestError
-from aptp.host import KINDS, Host, default_host
+from aptp.host import KINDS, Host, default_host, option_error
 
 
 def plugin(**hooks):
@@ -90,6 +90,29 @@ def test_bad_options_are_refused_in_one_sentence(values, sentence):
     with pytest.raises(RequestError, match=sentence) as error:
         default_host().options("router", "contrastive", values)
     assert "\n" not in str(error.value)
+
+
+class Pair(BaseModel):
+    low: int = 1
+    high: int = 2
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low < 0:
+            raise ValueError
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low}, over high.")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("low", "sentence"),
+    [(5, "options of router 'x': low is 5, over high."), (-1, "options of router 'x': valueError.")],
+)
+def test_options_that_do_not_go_together_are_refused_in_one_sentence(low, sentence):
+    with pytest.raises(ValidationError) as error:
+        Pair(low=low)
+    assert option_error("router 'x'", Pair, error.value) == sentence
 
 
 def test_a_needed_option_is_asked_for():

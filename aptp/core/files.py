@@ -16,6 +16,12 @@ from typing import Any
 
 from aptp.core.errors import RequestError
 
+UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+"""What systems say that cannot sync a folder, or open one to do so: the files in it are whole all the same."""
+
+UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+"""What systems say that cannot sync a folder, or open one to do so: the files in it are whole all the same."""
+
 
 def default_cache() -> Path:
     """`$APTP_CACHE`, or `aptp` in the user's cache folder."""
@@ -64,14 +70,15 @@ def settle(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what a file system says that cannot do it for folders
+        if error.errno not in UNABLE:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

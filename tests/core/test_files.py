@@ -64,11 +64,18 @@ def test_what_finds_no_room_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_file_system_that_syncs_no_folders_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fsync(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
+@pytest.mark.parametrize(("call", "code"), [("fsync", errno.EINVAL), ("fsync", errno.EBADF), ("open", errno.EACCES)])
+def test_a_file_system_that_syncs_no_folders_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    able = getattr(os, call)
 
-    monkeypatch.setattr("os.fsync", fsync)
-    write_text(tmp_path / "a.txt", "all")
+    def unable(what: int | Path, *given: int) -> int | None:
+        if os.path.isdir(what):
+            raise OSError(code, os.strerror(code))
+        return able(what, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, unable)
+        write_text(tmp_path / "a.txt", "all")
     assert (tmp_path / "a.txt").read_text() == "all"

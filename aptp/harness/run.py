@@ -33,7 +33,7 @@ from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.selection import check_counts
 from aptp.harness.teacher import exam_figures
-from aptp.harness.training import generator_for
+from aptp.harness.training import Log, generator_for
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.models import pipeline_fingerprint
@@ -106,14 +106,16 @@ def run(
     try:
         trackers = work.trackers
         _stages(work)
+        if trackers:
+            trackers.end(failed=False)
     except BaseException as error:
         record.status, record.error = "failed", f"{type(error).__name__}: {error}"
         with suppress(OSError):  # a full disk, which may be the very error
             work.keep()
-        raise
-    finally:
         if trackers:
-            trackers.end(record.status == "failed")
+            with suppress(Exception):  # the run's own error is what has to be told
+                trackers.end(failed=True)
+        raise
     record.status, record.error, record.finished = "done", None, _now()
     work.keep()
     if main:
@@ -190,6 +192,8 @@ def _prepare(work: Workspace) -> None:
         skipped = dict(work.preparer.skipped)
     if config.adapt.steps:
         with _timed(work, "adapt"):
+            if adapted:
+                _tell_of_adapting(work)
             adapt(work, train, source)
     with _timed(work, "prepare"), distributed.main_first():
         if adapted:
@@ -202,6 +206,14 @@ def _prepare(work: Workspace) -> None:
     if skipped:
         name, reason = next(iter(skipped.items()))
         work.warn(f"left out of the data: {len(skipped)}, listed in data/skipped.jsonl; the first, {name!r}: {reason}.")
+
+
+def _tell_of_adapting(work: Workspace) -> None:
+    """Have observers and trackers of a run that goes on told of the steps that were done, as `train` has for others."""
+    steps = work.config.adapt.steps
+    if distributed.is_main():
+        for step, values in enumerate(Log(work.path("logs/adapt.jsonl"), steps).kept):
+            work.step_ended("adapt", step, steps, values)
 
 
 def _announce(work: Workspace, source: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aptp.harness import run
 from aptp.harness.adapt import adapt
 from aptp.harness.workspace import Workspace
 from aptp.models import load_pipeline, pipeline_fingerprint
@@ -36,3 +37,18 @@ def test_goes_on_with_the_saved_pipeline(adapted: Workspace, base: Workspace) ->
     adapt(adapted, [], "not read")  # it is there: nothing is trained
     assert pipeline_fingerprint(adapted.pipeline) == kept
     assert not list(adapted.out.glob(".*"))
+
+
+def test_a_run_that_goes_on_tells_of_its_steps_again(open_work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackers count on from them."""
+    told: list[list[tuple]] = []
+    monkeypatch.setattr(Workspace, "step_ended", lambda work, *step: told[-1].append(step))
+    for _ in range(2):
+        work = open_work(adapt={"steps": 2, "batch": 4})
+        work.pipeline = load_pipeline(work.config.model, work.device)
+        told.append([])
+        run.__globals__["_prepare"](work)
+    first, again = told
+    assert [step[:3] for step in first] == [("adapt", 0, 2), ("adapt", 1, 2)]
+    assert [step[:3] for step in again] == [step[:3] for step in first]
+    assert [step[3] for step in again] == [pytest.approx(step[3], abs=1e-6) for step in first]

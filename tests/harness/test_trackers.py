@@ -63,6 +63,36 @@ def test_a_run_that_they_stop_has_failed(base: Workspace, tmp_path: Path, monkey
     assert "no account" in record.error
 
 
+class NoRoom:
+    """A tracker that fails as it is ended."""
+
+    def __init__(self, *_: object) -> None:
+        self.ended: list[bool] = []
+
+    def end(self, failed: bool) -> None:
+        self.ended.append(failed)
+        raise OSError("no room")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the run's own"), None])
+def test_one_that_cannot_end_fails_the_run_and_hides_no_other_error(
+    base: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    def stages(work: Workspace) -> None:
+        if error:
+            raise error
+
+    tracker = NoRoom()
+    monkeypatch.setattr("aptp.harness.workspace.Trackers", lambda *_: tracker)
+    monkeypatch.setitem(run.__globals__, "_stages", stages)
+    config = base.config.model_copy(update={"trackers": ["wandb"]})
+    with pytest.raises((RuntimeError, OSError), match="own" if error else "no room"):
+        run(config, tmp_path / "run", host=base.host, progress=Quiet())
+    record = Record.load(tmp_path / "run/record.json")
+    assert (record.status, record.error) == ("failed", "RuntimeError: the run's own" if error else "OSError: no room")
+    assert tracker.ended[-1] is True
+
+
 def test_one_that_is_not_there_is_refused(
     small_config: RunConfig, base: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

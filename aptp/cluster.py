@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,7 +106,7 @@ class _Task:
             return ray.get(self._reference)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            with self._log.open("a", encoding="utf-8") as log:
+            with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk may be the cause
                 log.write(f"aptp: Ray gave the task up: {type(cause).__name__}: {gist(cause)}\n")
             return 1
 

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from aptp.cluster import _Task
 from aptp.core.child import Child
 from aptp.core.errors import RequestError
 from aptp.host import default_host
@@ -30,6 +32,7 @@ FAILS, REFUSED, KILLED, HANGS = 107, 108, 109, 110
 CHILD = f"""
 import json, os, re, signal, sys, time, yaml
 from pathlib import Path
+from types import SimpleNamespace
 
 config, out = map(Path, sys.argv[1:])
 seed = int(re.search(r"^seed: (\\d+)", config.read_text(), re.MULTILINE).group(1))
@@ -256,6 +259,7 @@ def test_an_interrupted_sweep_leaves_no_run_behind(folder: Path, child: Command)
 DRIVER = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from aptp.host import default_host
 from aptp.sweep.conduct import conduct
 from aptp.sweep.grid import Sweep, cells
@@ -343,7 +347,7 @@ def test_the_time_left_is_that_of_the_median_run(
     assert Table(runs=runs).seconds_left(jobs) == expected
 
 
-def no_room(*_: object) -> None:
+def no_room(*_: object, **named: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -381,3 +385,24 @@ def test_a_copy_that_finds_no_room_is_told_and_made_later(
     (entry,) = conduct(of_seeds([0]), folder, 1, unwatched, child, results).runs
     assert entry.error is None
     assert [file.name for file in results.iterdir()] == ["seed=0.json"]
+
+
+def test_a_task_that_ray_gives_up_on_a_full_disk_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log has no room for why; other tasks go on."""
+
+    class RayError(Exception):
+        pass
+
+    def get(reference: str) -> None:
+        raise RayError(reference)
+
+    ray = SimpleNamespace(
+        wait=lambda references, timeout: (references, []), get=get, exceptions=SimpleNamespace(RayError=RayError)
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    (tmp_path / "log").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", no_room)
+        assert _Task("lost", tmp_path / "log").poll() == 1
+    assert _Task("lost", tmp_path / "log").poll() == 1
+    assert (tmp_path / "log").read_text() == "aptp: Ray gave the task up: RayError: lost\n"

@@ -20,7 +20,7 @@ from aptp.config import RunConfig, check_folder
 from aptp.core import distributed
 from aptp.core.child import Start
 from aptp.core.errors import RequestError
-from aptp.core.files import write_text
+from aptp.core.files import settle, write_text
 from aptp.core.progress import Progress, Quiet
 from aptp.core.record import Budget, Expert, Record, Result
 from aptp.core.router import PromptBatch
@@ -55,6 +55,8 @@ KEPT = 4096
 """Different training prompts that are kept with the router, at most."""
 MISSED = 0.01
 """A calibrated cost further than this share from the target is worth a warning."""
+PICTURES = ("samples", "gallery", "baselines/*/samples")
+"""Where the pictures of a run lie, which were not waited for as they were drawn."""
 
 
 def run(
@@ -106,6 +108,9 @@ def run(
     try:
         trackers = work.trackers
         _stages(work)
+        if main:
+            for folder in (folder for place in PICTURES for folder in out.glob(place)):
+                settle(folder)
         if trackers:
             trackers.end(failed=False)
     except BaseException as error:

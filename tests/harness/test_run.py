@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 import aptp
 from aptp.config import RunConfig
@@ -20,6 +22,7 @@ from aptp.core.errors import RequestError
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.harness import run
+from aptp.harness.evaluate import save_picture
 from aptp.harness.workspace import Workspace
 from aptp.host import default_host
 
@@ -45,6 +48,31 @@ def test_leaves_every_artifact(finished) -> None:
     assert Record.load(static / "record.json").status == "done"
     assert len(list((static / "samples" / "magnitude").glob("*.png"))) == 12
     assert not list(finished.out.rglob(".*")), "a temporary file was left"
+
+
+def test_pictures_are_on_the_disk_before_a_run_is_done(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is done draws none of them again."""
+    out, synced, missing = tmp_path / "run", set(), []
+    pictures = [out / place / "dense/000.png" for place in ("samples", "gallery", "baselines/magnitude/samples")]
+    save = Record.save
+
+    def stages(work: Workspace) -> None:
+        for picture in pictures:
+            save_picture(Image.new("RGB", (2, 2)), picture)
+
+    def watched(record: Record, path: Path) -> None:
+        if record.status == "done":
+            missing.append({picture for picture in pictures if picture.stat().st_ino not in synced})
+        save(record, path)
+
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Record, "save", watched)
+    monkeypatch.setitem(run.__globals__, "_stages", stages)
+    monkeypatch.setitem(run.__globals__, "write_report", lambda out: None)
+    again(small_config, out)
+    assert missing == [set()]
 
 
 def test_writes_no_format_that_runs_code(finished) -> None:

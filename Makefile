@@ -45,7 +45,7 @@ benchmark-full: install ## every comparison of docs/question.md, five seeds: day
 		status=$$?; $(MAKE) report && exit $$status
 
 report: install ## remake the published report from the results that are kept
-	$(BIN)/aptp report benchmarks/results/full/*.json --mixed --out docs/report
+	$(BIN)/aptp report $(filter-out benchmarks/results/emoji/%,$(wildcard benchmarks/results/*/*.json)) --mixed --out docs/report
 
 docs: install ## write docs/config.md anew from the options' models
 	$(BIN)/python docs/config_page.py

@@ -229,6 +229,12 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no pipeline": ("no pipeline of diffusers", index(_class_name=None)),
     "weights elsewhere": ("in another folder", beside),
     "weights elsewhere, in half precision": ("in another folder", lambda folder: beside(folder, ".fp16")),
+    "an encoder's model elsewhere": (
+        "'model/text_encoder/adapter_config.json' would have an adapter loaded",
+        lambda folder: (folder / "model/text_encoder/config.json").rename(
+            folder / "model/text_encoder/adapter_config.json"
+        ),
+    ),
     "no experts": ("damaged", lambda folder: biased(folder, [])),
     "an encoder elsewhere": (
         "lies outside",

@@ -24,6 +24,8 @@ LARGEST_JSON = 64 * 2**20
 """Bytes of any other JSON file: the largest tokenizers have half of that."""
 SUFFIXES = ("", ".json", ".safetensors", ".txt", ".model", ".md")
 """Of the files that a bundle may have: configurations, weights, vocabularies, licences; nothing that is unpickled."""
+ADAPTER = "adapter_config.json"
+"""Where peft is installed, transformers loads what it names: a model from anywhere."""
 NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
 """A path inside the bundle: no part is empty, hidden or `..`."""
 LONGEST = 255
@@ -175,6 +177,8 @@ def _read(path: Path) -> dict[str, tuple[int, str]]:
 def _entry(name: str, entry: Any, refuse: Any) -> tuple[int, str]:
     if not NAME.fullmatch(name) or name == MANIFEST or len(name.encode()) > LONGEST:
         raise refuse(f"{name[:100]!r} is no name of a file inside the bundle")
+    if PurePath(name).name.lower() == ADAPTER:
+        raise refuse(f"{name!r} would have an adapter loaded, and whatever else that names; merge it into the weights")
     if PurePath(name).suffix not in SUFFIXES:
         raise refuse(f"{name!r} is of a kind that no bundle has; {', '.join(filter(None, SUFFIXES))} are right")
     match entry:

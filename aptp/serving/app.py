@@ -123,7 +123,7 @@ def create_app(service: Service, *, key: str | None = None, hosts: frozenset[str
     @app.get("/health/live")
     async def live() -> JSONResponse:
         """Whether the process works: a server that does not is to be started anew."""
-        works = not app.state.work.done()
+        works = not app.state.work.done() and not engine.hangs(limits.timeout)
         return JSONResponse({"live": works}, 200 if works else 503)
 
     @app.get("/health/ready")

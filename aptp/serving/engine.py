@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ from typing import Any
 from aptp.bundle import CALIBRATION, Bundle
 from aptp.core.errors import RequestError
 from aptp.core.manifest import Manifest, may_travel, sha256
+from aptp.models import quietly
 from aptp.pipeline import RoutedPipeline
 from aptp.routing import DENSE, Route
 
@@ -74,6 +76,10 @@ class Engine(ABC):
     async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
         """One a sketch, in their order. Raises `RequestError` where the pipeline refuses what some of them ask."""
 
+    def hangs(self, seconds: float) -> bool:
+        """Whether something has been under way for more than so many seconds; here that is not known."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Begin nothing more. What is under way goes on; this does not wait for it."""
@@ -92,7 +98,8 @@ class LocalEngine(Engine):
         self.size = f"{side}x{side}"
         self._router = ThreadPoolExecutor(1, "aptp-route")
         self._hand = ThreadPoolExecutor(1, "aptp-draw")
-        self._under_way: set[Future[Any]] = set()
+        self._under_way: dict[Future[Any], float] = {}
+        """With the time at which it began."""
 
     async def route(self, prompt: str) -> Route:
         (found,) = await self._done_by(
@@ -105,8 +112,8 @@ class LocalEngine(Engine):
 
     async def _done_by(self, threads: ThreadPoolExecutor, work: Callable[..., Any], *arguments: object) -> Any:
         future = threads.submit(work, *arguments)
-        self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
+        self._under_way[future] = time.monotonic()
+        future.add_done_callback(self._under_way.pop)
         return await asyncio.wrap_future(future)
 
     def _draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
@@ -114,21 +121,26 @@ class LocalEngine(Engine):
             self.pipe.expert(manner.expert)
         except RequestError as error:
             raise RuntimeError(str(error)) from error  # whoever asked for a picture did nothing wrong
-        drawn = self.pipe(
-            [sketch.prompt for sketch in sketches],
-            num_inference_steps=manner.steps,
-            guidance_scale=manner.guidance,
-            negative_prompt=[sketch.negative_prompt or "" for sketch in sketches] if manner.avoiding else None,
-            seed=[sketch.seed for sketch in sketches],
-            batch_size=len(sketches),
-            experts=[manner.expert] * len(sketches),
-        )
+        with quietly():  # diffusers logs what it cuts off a long prompt
+            drawn = self.pipe(
+                [sketch.prompt for sketch in sketches],
+                num_inference_steps=manner.steps,
+                guidance_scale=manner.guidance,
+                negative_prompt=[sketch.negative_prompt for sketch in sketches] if manner.avoiding else None,
+                seed=[sketch.seed for sketch in sketches],
+                batch_size=len(sketches),
+                experts=[manner.expert] * len(sketches),
+            )
         paintings = []
         flags: Sequence[bool | None] = drawn.nsfw_content_detected or [None] * len(sketches)
         for image, flagged in zip(drawn.images, flags, strict=True):
             image.save(file := io.BytesIO(), format="PNG")
             paintings.append(Painting(file.getvalue(), flagged))
         return paintings
+
+    def hangs(self, seconds: float) -> bool:
+        now = time.monotonic()
+        return any(now - begun > seconds for begun in list(self._under_way.values()))
 
     def close(self) -> None:
         for threads in (self._router, self._hand):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 import aptp
 from aptp.core.errors import RequestError
 from aptp.core.manifest import Manifest
 from aptp.pipeline import RoutedOutput, RoutedPipeline
 from aptp.routing import DENSE
+from aptp.serving.app import create_app
 from aptp.serving.engine import LocalEngine, revision_of
 from aptp.serving.limits import Limits
 from aptp.serving.schema import Order
@@ -166,6 +170,42 @@ def test_what_a_pipeline_has_not_is_refused_to_those_who_ask_for_it(
     assert (without.status, endless.status) == (400, 400)
     assert "'negative_prompt'" in without.message
     assert "cannot be larger than" in endless.message
+
+
+def test_no_prompt_is_logged(engine: LocalEngine) -> None:
+    """diffusers warns of a prompt that is too long for its text encoder, and quotes it."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    loud = logging.getLogger("diffusers")
+    verbosity = loud.level
+    loud.addHandler(handler)
+    loud.setLevel(logging.WARNING)
+    try:
+        engine.pipe(["secret " * 200], seed=[0], num_inference_steps=1)
+        assert any("secret" in message for message in said)
+        said.clear()
+        drawn_together(engine, [Order("secret " * 200, "secret " * 200, (0,), 1, 3.0)])
+        assert said == []
+        assert loud.level == logging.WARNING
+    finally:
+        loud.removeHandler(handler)
+        loud.setLevel(verbosity)
+
+
+@pytest.mark.parametrize("held", ["_routing", "_drawing"])
+def test_what_never_ends_is_told(pipe: RoutedPipeline, held: str) -> None:
+    """Prompts are routed, and pictures drawn, in the pipeline's own locks: whoever holds one makes that hang."""
+    engine = LocalEngine(pipe, "demo")
+    service = Service(engine, Limits(wait=0, timeout=0.5))
+    with TestClient(create_app(service), "http://localhost") as client, getattr(pipe, held):
+        assert client.get("/health/live").status_code == 200
+        assert client.post("/v1/images/generations", json={"prompt": PROMPTS[0]}).status_code == 504
+        time.sleep(0.6)
+        answer = client.get("/health/live")
+        assert (answer.status_code, answer.json()) == (503, {"live": False})
+    assert engine.is_idle(30)
+    assert not engine.hangs(0)
 
 
 def test_a_revision_tells_what_serves(pipe: RoutedPipeline, tmp_path: Path) -> None:

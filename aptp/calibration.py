@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import ot
 import torch
 from jaxtyping import Float, Int
 from pydantic import ValidationError
@@ -24,6 +23,7 @@ from aptp.core.errors import RequestError
 from aptp.core.files import write_json
 from aptp.core.record import Record
 from aptp.core.router import PromptBatch, serve
+from aptp.core.transport import ot
 from aptp.host import Host
 from aptp.routing import read
 

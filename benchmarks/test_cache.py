@@ -166,7 +166,7 @@ class Uncached(Pictures):
 
     @torch.no_grad()
     def _encoded(self, table: Table, places: Tensor) -> dict[str, Tensor]:
-        return table.encode(places.tolist()).rows
+        return {name: rows.cpu() for name, rows in table.encode(places.tolist()).rows.items()}  # as a table gives them
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ot
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from aptp.core import distributed
 from aptp.core.balancer import Assignment, Balancer, heaviest, shares_of
+from aptp.core.transport import ot
 from aptp.plugins.options import SinkhornOptions
 
 _EXACT = 1e3

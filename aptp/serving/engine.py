@@ -126,7 +126,7 @@ class LocalEngine(Engine):
                 [sketch.prompt for sketch in sketches],
                 num_inference_steps=manner.steps,
                 guidance_scale=manner.guidance,
-                negative_prompt=[sketch.negative_prompt for sketch in sketches] if manner.avoiding else None,
+                negative_prompt=[sketch.negative_prompt or "" for sketch in sketches] if manner.avoiding else None,
                 seed=[sketch.seed for sketch in sketches],
                 batch_size=len(sketches),
                 experts=[manner.expert] * len(sketches),

@@ -42,10 +42,11 @@ benchmark: install ## one seed of the core table on the embedded model, and its 
 
 benchmark-full: install ## every comparison of docs/question.md, five seeds: days on two cores, goes on where it stopped
 	$(BIN)/aptp sweep benchmarks/experiments/full.yaml --out runs/full --results benchmarks/results/full; \
-		status=$$?; $(MAKE) report && exit $$status
+		status=$$?; $(MAKE) report PUBLISHED=full && exit $$status
 
-report: install ## remake the published report from the results that are kept
-	$(BIN)/aptp report $(filter-out benchmarks/results/emoji/%,$(wildcard benchmarks/results/*/*.json)) --mixed --out docs/report
+PUBLISHED ?= core seeds steps
+report: install ## remake the published report from the results that are kept (PUBLISHED=full for those of benchmark-full)
+	$(BIN)/aptp report $(foreach kept,$(PUBLISHED),benchmarks/results/$(kept)/*.json) --mixed --out docs/report
 
 docs: install ## write docs/config.md anew from the options' models
 	$(BIN)/python docs/config_page.py

@@ -120,12 +120,14 @@ def create_app(service: Service, *, key: str | None = None, hosts: frozenset[str
             raise Refusal(404, f"there is no such model; this server has {engine.name!r}.", "model_not_found")
         return model()
 
+    @app.head("/health/live")
     @app.get("/health/live")
     async def live() -> JSONResponse:
         """Whether the process works: a server that does not is to be started anew."""
         works = not app.state.work.done() and not engine.hangs(limits.timeout)
         return JSONResponse({"live": works}, 200 if works else 503)
 
+    @app.head("/health/ready")
     @app.get("/health/ready")
     async def ready() -> JSONResponse:
         """Whether requests are taken."""

@@ -202,6 +202,7 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page_and_probes(serving: Servi
     with serving(key=KEY) as client:
         client.headers["Host"] = "pictures.example"
         assert [client.get(path).status_code for path in ("/", "/health/live", "/health/ready")] == [200] * 3
+        assert [client.head(path).status_code for path in ("/health/live", "/health/ready")] == [200] * 2
         for value in (None, "Bearer", f"Bearer {KEY}x", "Bearer ü", f"Basic {KEY}", KEY):
             headers = {} if value is None else {"Authorization": value.encode()}
             for path in paths:

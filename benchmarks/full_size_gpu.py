@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from test_cache import Uncached, narrow_sd21, photographs, read, step_of, workspace
+from test_pipeline import BATCH, ROUNDS, STEPS, savings
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -37,7 +38,6 @@ from aptp.pipeline import RoutedPipeline
 from aptp.plugins.budgets.latency import LatencyBudget
 from aptp.routing import DENSE
 
-BATCH, STEPS, SERVED_STEPS, ROUNDS = 16, 4, 25, 3
 BUDGETS, SPREAD, SHARES = (0.66, 0.5), (-0.2, -0.05, 0.1, 0.25), (24, 18, 14, 8)
 """Costs of the experts lie so far from the budget, and so many of the prompts go to each."""
 ALIGN = (1, 8, 16, 32)
@@ -138,49 +138,18 @@ def serve(asked: argparse.Namespace) -> None:
         place = torch.randperm(sum(SHARES), generator=torch.Generator().manual_seed(0))
         mixed = torch.tensor([index for index, count in enumerate(SHARES) for _ in range(count)])[place].tolist()
         arms = {"routed": lambda clock=clock, mixed=mixed: clock.draw(mixed)}
-        arms |= {f"{i}": lambda i=i, clock=clock: clock.draw([i] * BATCH) for i in range(len(SHARES))}
+        arms |= {f"expert {i}": lambda i=i, clock=clock: clock.draw([i] * BATCH) for i in range(len(SHARES))}
         arms |= {
             "dense": lambda clock=clock: clock.draw([DENSE] * 2 * BATCH),
             "one by one": lambda clock=clock, mixed=mixed: clock.draw(mixed[::4], 1),
             "router": lambda: seconds(reader) / BATCH,
         }
         with torch.no_grad():
-            print(json.dumps(figures(rounds(arms), fractions, budget), indent=1), flush=True)
-
-
-def figures(found: dict[str, list], fractions: list[float], budget: float) -> dict[str, Any]:
-    """Ratios within rounds."""
-
-    def ratio(of: Callable[[int], float]) -> float:
-        return round(median(of(place) for place in range(ROUNDS)), 5)
-
-    def served(name: str, place: int) -> float:
-        denoiser, rest = found[name][place]
-        return denoiser * SERVED_STEPS / STEPS + rest
-
-    def ideal(place: int) -> float:
-        return sum(count * found[f"{i}"][place][0] for i, count in enumerate(SHARES)) / sum(SHARES)
-
-    def dense(place: int) -> float:
-        return found["dense"][place][0]
-
-    cost = sum(count * fraction for count, fraction in zip(SHARES, fractions, strict=True)) / sum(SHARES)
-    time_of = ratio(lambda place: found["routed"][place][0] / dense(place))
-    return {
-        "budget": budget,
-        "cost": cost,
-        "fractions": fractions,
-        "times of full batches": [ratio(lambda place, i=i: found[f"{i}"][place][0] / dense(place)) for i in range(4)],
-        "dense, ms a picture and step": 1000 * median(dense(place) for place in range(ROUNDS)) / STEPS,
-        "of the ideal": ratio(lambda place: ideal(place) / found["routed"][place][0]),
-        "over dense, denoiser": 1 / time_of,
-        "over dense, whole": ratio(lambda place: served("dense", place) / served("routed", place)),
-        "over one by one, denoiser": ratio(lambda place: found["one by one"][place][0] / found["routed"][place][0]),
-        "over one by one, whole": ratio(lambda place: served("one by one", place) / served("routed", place)),
-        "saved time / saved MACs": (1 - time_of) / (1 - cost),
-        "saved time / saved MACs, full batches": (1 - ratio(lambda place: ideal(place) / dense(place))) / (1 - cost),
-        "router's share": ratio(lambda place: found["router"][place] / served("routed", place)),
-    }
+            found = rounds(arms)
+        figures = savings(found, dict(enumerate(SHARES)), fractions)
+        dense = 1000 * median(denoiser for denoiser, _ in found["dense"]) / STEPS
+        told = {"budget": budget, "dense, ms a picture and step": dense, **figures}
+        print(json.dumps(told, indent=1), flush=True)
 
 
 def unet_of(asked: argparse.Namespace) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -86,6 +86,45 @@ def rounds(benchmark, arms: dict[str, Callable], count: int = ROUNDS) -> dict[st
     return {name: found[1:] for name, found in answers.items()}
 
 
+def savings(found: dict[str, list], shares: Mapping[int, int], fractions: Sequence[float]) -> dict[str, object]:
+    """What the rounds say of routed traffic, as ratios within a round.
+
+    Args:
+        found: seconds a picture, of the denoiser and of the rest, of the arms `routed`, `dense`, `one by one` and
+            `expert N` for each that serves; those of `router` alone.
+        shares: prompts of each expert that serves.
+        fractions: costs of the experts as fractions of dense.
+    """
+    traffic = sum(shares.values())
+
+    def ratio(of: Callable[[int], float]) -> float:
+        return median(of(place) for place in range(ROUNDS))
+
+    def served(name: str, place: int) -> float:
+        """Seconds a picture of the whole pipeline at the steps that are usual."""
+        denoiser, rest = found[name][place]
+        return denoiser * SERVED_STEPS / STEPS + rest
+
+    def ideal(place: int) -> float:
+        return sum(count * found[f"expert {index}"][place][0] for index, count in shares.items()) / traffic
+
+    cost = sum(count * fractions[index] for index, count in shares.items()) / traffic
+    time_of = ratio(lambda place: found["routed"][place][0] / found["dense"][place][0])
+    alone = ratio(lambda place: ideal(place) / found["dense"][place][0])
+    return {
+        "cost": cost,
+        "experts": {index: (round(fractions[index], 3), count) for index, count in sorted(shares.items())},
+        "of the ideal": ratio(lambda place: ideal(place) / found["routed"][place][0]),
+        "over dense, denoiser": 1 / time_of,
+        "over dense, whole": ratio(lambda place: served("dense", place) / served("routed", place)),
+        "over one by one, denoiser": ratio(lambda place: found["one by one"][place][0] / found["routed"][place][0]),
+        "over one by one, whole": ratio(lambda place: served("one by one", place) / served("routed", place)),
+        "saved time / saved MACs": (1 - time_of) / (1 - cost),
+        "saved time / saved MACs, full batches": (1 - alone) / (1 - cost),
+        "router's share": ratio(lambda place: found["router"][place] / served("routed", place)),
+    }
+
+
 @pytest.mark.parametrize("budget", [0.66, 0.5])
 def test_mixed_traffic(benchmark, tmp_path, budget):
     run = make_run(tmp_path, 4, budget)
@@ -104,32 +143,7 @@ def test_mixed_traffic(benchmark, tmp_path, budget):
     }
     found = rounds(benchmark, arms)
 
-    def ratio(of: Callable[[int], float]) -> float:
-        return median(of(place) for place in range(ROUNDS))
-
-    def served(name: str, place: int) -> float:
-        """Seconds a picture of the whole pipeline at the steps that are usual."""
-        denoiser, rest = found[name][place]
-        return denoiser * SERVED_STEPS / STEPS + rest
-
-    def ideal(place: int) -> float:
-        return sum(count * found[f"expert {index}"][place][0] for index, count in shares.items()) / TRAFFIC
-
-    cost = sum(route.cost for route in routes) / TRAFFIC
-    time_of = ratio(lambda place: found["routed"][place][0] / found["dense"][place][0])
-    alone = ratio(lambda place: ideal(place) / found["dense"][place][0])
-    figures = {
-        "cost": cost,
-        "experts": {index: (round(pipe.bundle.fractions[index], 3), count) for index, count in sorted(shares.items())},
-        "of the ideal": ratio(lambda place: ideal(place) / found["routed"][place][0]),
-        "over dense, denoiser": 1 / time_of,
-        "over dense, whole": ratio(lambda place: served("dense", place) / served("routed", place)),
-        "over one by one, denoiser": ratio(lambda place: found["one by one"][place][0] / found["routed"][place][0]),
-        "over one by one, whole": ratio(lambda place: served("one by one", place) / served("routed", place)),
-        "saved time / saved MACs": (1 - time_of) / (1 - cost),
-        "saved time / saved MACs, full batches": (1 - alone) / (1 - cost),
-        "router's share": ratio(lambda place: found["router"][place] / served("routed", place)),
-    }
+    figures = savings(found, shares, pipe.bundle.fractions)
     benchmark.extra_info.update(figures, aims=AIMS)
     print(f"\nbudget {budget}, aims {AIMS}: {json.dumps(figures, indent=1)}")
 

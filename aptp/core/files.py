@@ -19,9 +19,6 @@ from aptp.core.errors import RequestError
 UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 """What systems say that cannot sync a folder, or open one to do so: the files in it are whole all the same."""
 
-UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
-"""What systems say that cannot sync a folder, or open one to do so: the files in it are whole all the same."""
-
 
 def default_cache() -> Path:
     """`$APTP_CACHE`, or `aptp` in the user's cache folder."""

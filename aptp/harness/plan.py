@@ -77,9 +77,8 @@ def _estimate(work: Workspace) -> Plan:
     search = config.search.steps * config.search.batch * call * (config.search.weights.distill + 1 + 1.2) * searches
     allowances = config.experts if config.recover.per == "expert" else 1
     steps = (len(config.compare) + allowances) * config.recover.steps
-    together = (
-        config.recover.joint * allowances * config.recover.steps if config.experts > 1 else 0
-    )  # at the dense cost
+    # joint steps are of the dense size, and a single model has none
+    together = config.recover.joint * allowances * config.recover.steps if config.experts > 1 else 0
     trained = (2.2 if config.recover.rank else 3) * (together + target * (steps - together))
     recover = config.recover.batch * call * (config.recover.weights.distill * steps + trained)
     adapt = config.adapt.steps * config.adapt.batch * call * 3

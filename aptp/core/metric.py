@@ -14,9 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GenerationBatch:
-    """Generated pictures, their prompts, the real pictures of the same prompts, and who made them.
+    """Generated pictures, their prompts, other pictures of the same prompts, and who made them.
 
-    Pictures lie on the run's device, so that features are taken there.
+    References are real pictures or, to see how far a pruned model's have moved, the dense model's. Pictures lie on the
+    run's device, so that features are taken there.
     """
 
     images: UInt8[Tensor, "batch 3 height width"]

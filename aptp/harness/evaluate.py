@@ -29,6 +29,7 @@ from aptp.harness.processes import by_itself
 from aptp.harness.training import autocast, generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
+from aptp.report.measures import TO_DENSE
 from aptp.report.wording import plural
 
 ESTIMATE = 0.1
@@ -46,12 +47,15 @@ class Questions:
     """Their places in the validation split."""
     real: Path
     """The folder of their real pictures, as `000.png`, …"""
+    dense: Path
+    """The folder of the dense model's, drawn first."""
 
     @classmethod
     def draw(cls, work: Workspace) -> Questions:
         order = torch.randperm(len(work.validation), generator=generator_for(work.config.seed, "evaluation"))
         index = order[: work.config.evaluate.prompts]
-        return cls([work.validation.samples[i] for i in index], index, work.path("samples/real"))
+        samples = [work.validation.samples[i] for i in index]
+        return cls(samples, index, work.path("samples/real"), work.path("samples/dense"))
 
     @property
     def prompts(self) -> list[str]:
@@ -121,24 +125,34 @@ def save_real(work: Workspace, questions: Questions) -> None:
 
 
 def metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Sequence[int]) -> dict[str, float]:
-    """Every configured metric over the pictures in `folder`; the main process's work."""
+    """Every configured metric over the pictures in `folder`; the main process's work.
+
+    Distances, which are known by their floor, are measured to the dense model's pictures of the same prompts and seeds
+    too (`…_to_dense`): how far the pruned model's have moved, wherever the real ones are.
+    """
     if not distributed.is_main():
         return {}
     with by_itself():
-        return _metrics_of(work, folder, questions, experts)
+        figures = _metrics_of(work, folder, questions, experts, questions.real)
+        if folder == questions.dense:
+            return figures
+        moved = _metrics_of(work, folder, questions, experts, questions.dense)
+    return figures | {f"{name}{TO_DENSE}": value for name, value in moved.items() if f"{name}_floor" in moved}
 
 
-def _metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Sequence[int]) -> dict[str, float]:
+def _metrics_of(
+    work: Workspace, folder: Path, questions: Questions, experts: Sequence[int], references: Path
+) -> dict[str, float]:
     metrics = [make(work.host, "metric", choice) for choice in work.config.metrics]
     figures: dict[str, float] = {}
     count, size = len(questions.samples), 64
-    with work.progress.task(f"measuring {folder.name}", count) as advance:
+    with work.progress.task(f"measuring {folder.name} against {references.name}", count) as advance:
         for start in range(0, count, size):
             places = range(start, min(start + size, count))
             batch = GenerationBatch(
                 _pictures(folder, places).to(work.device),
                 [questions.prompts[i] for i in places],
-                _pictures(questions.real, places).to(work.device),
+                _pictures(references, places).to(work.device),
                 torch.tensor([experts[i] for i in places]),
             )
             for metric in metrics:
@@ -165,8 +179,7 @@ def dense_results(work: Workspace, pipe: RoutedPipeline, questions: Questions) -
 
 def _dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -> Result:
     experts = [-1] * len(questions.samples)
-    folder = work.path("samples/dense")
-    draw_pictures(work, pipe, folder, questions.prompts, questions.seeds, experts)
+    draw_pictures(work, pipe, questions.dense, questions.prompts, questions.seeds, experts)
     size = work.sample_size, work.text_tokens
     return Result(
         name="dense",
@@ -179,7 +192,7 @@ def _dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -
         peak_memory_mb=peak_memory_mb(work.denoiser, work.dense, *size),
         disk_mb=size_of(work.dense) / 1e6,
         teacher_error=0.0,
-        metrics=metrics_of(work, folder, questions, experts),
+        metrics=metrics_of(work, questions.dense, questions, experts),
         samples="samples/dense",
     )
 

@@ -20,6 +20,8 @@ FAMILIES = {
 """How figures are printed, and whether less is better, by the start of their names."""
 COMPANIONS = ("half", "floor", "real")
 """Ends of the names of figures that another one is read against (see `aptp.core.metric`)."""
+TO_DENSE = "_to_dense"
+"""The end of the names of distances to the dense model's pictures instead of the real ones."""
 LEVEL = 1e-3
 """Figures nearer to one another than this share are called level."""
 
@@ -78,9 +80,12 @@ def pruned_of(record: Record) -> list[Result]:
 
 
 def metric_measures(results: Sequence[Result]) -> list[Measure]:
-    """The metrics of the pictures, companions left out, in the order in which results first name them."""
+    """The metrics of the pictures, in the order in which results first name them; then how far the first distance says
+    that pictures have moved from the dense model's. Companions, and what other distances say of that, are left out."""
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
-    return [_metric(name, names) for name in names if not _is_companion(name, names)]
+    moved = [name for name in names if name.endswith(TO_DENSE)]
+    own = [name for name in names if name not in moved and not _is_companion(name, names)]
+    return [_metric(name, names) for name in [*own, *moved[:1]]]
 
 
 def quality_measures(results: Sequence[Result]) -> list[Measure]:
@@ -95,11 +100,14 @@ def _is_companion(name: str, names: Sequence[str]) -> bool:
 
 
 def _metric(name: str, names: Sequence[str]) -> Measure:
-    family = next((f for f in FAMILIES if name == f or name.startswith(f + "_")), None)
-    less: bool | None = True if f"{name}_floor" in names else False if f"{name}_real" in names else None
-    label, detail = name.replace("_", " "), ""
+    base = name.removesuffix(TO_DENSE)
+    family = next((f for f in FAMILIES if base == f or base.startswith(f + "_")), None)
+    less: bool | None = True if f"{base}_floor" in names else False if f"{base}_real" in names else None
+    label, detail = base.replace("_", " "), ""
     if family:
         label, less = FAMILIES[family]
-        features = name.removeprefix(family).strip("_")
+        features = base.removeprefix(family).strip("_")
         detail = f"{features} features" if features else ""
+    if base != name:
+        label += " to dense"
     return Measure(name, label, detail, less, lambda result: result.metrics.get(name))

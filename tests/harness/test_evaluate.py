@@ -66,6 +66,34 @@ def test_recorded_pictures_are_those_of_the_served_pipeline(finished, base: Work
         assert np.abs(np.asarray(kept).astype(int) - np.asarray(image).astype(int)).max() <= 1
 
 
+def test_distances_are_measured_to_the_dense_models_pictures_too(finished) -> None:
+    """By the definition of each, over the files that the run left; a score is no distance and has no such figure."""
+    import numpy as np
+    from PIL import Image
+
+    from aptp.plugins.metrics._features import load_features
+    from aptp.plugins.metrics.cmmd import squared_mmd
+    from aptp.plugins.metrics.frechet import frechet_distance
+
+    def embeds(folder: str) -> torch.Tensor:
+        files = sorted((finished.out / folder).glob("*.png"))
+        return load_features("evaluator").images(
+            torch.from_numpy(np.stack([np.asarray(Image.open(f)) for f in files])).permute(0, 3, 1, 2)
+        )
+
+    dense, *pruned = finished.record.results
+    assert not any("to_dense" in name for name in dense.metrics)
+    assert len(pruned) == 2
+    for result in pruned:
+        assert {name for name in result.metrics if "to_dense" in name} == {
+            "cmmd_evaluator_to_dense",
+            "frechet_evaluator_to_dense",
+        }
+        mine, taught = embeds(result.samples).double(), embeds("samples/dense").double()
+        assert result.metrics["cmmd_evaluator_to_dense"] == pytest.approx(squared_mmd(mine, taught), rel=1e-6)
+        assert result.metrics["frechet_evaluator_to_dense"] == pytest.approx(frechet_distance(mine, taught), rel=1e-4)
+
+
 def test_figures_of_routing_agree_with_one_another(finished) -> None:
     routing, experts = finished.record.routing, finished.record.experts
     assert 1 <= routing["perplexity"] <= 3

@@ -118,6 +118,20 @@ def test_metrics_of_strangers_are_read_by_their_companions() -> None:
     assert found == {"own": None, "far": True, "near": False, "lonely_floor": None}
 
 
+def test_what_the_first_distance_is_to_the_dense_model_comes_last() -> None:
+    figures = {
+        "cmmd_x": 2.0,
+        "cmmd_x_floor": 1.0,
+        "clip_score_x": 3.0,
+        "cmmd_x_to_dense": 0.1,
+        "frechet_x_to_dense": 0.2,
+    }
+    result = Result(name="x", fraction=1, macs=1, parameters=1, training_steps=0, training_seconds=0, metrics=figures)
+    *_, last = found = metric_measures([result])
+    assert [measure.key for measure in found] == ["cmmd_x", "clip_score_x", "cmmd_x_to_dense"]
+    assert (last.label, last.detail, last.less, last.of(result)) == ("CMMD to dense", "x features", True, 0.1)
+
+
 def test_value_that_is_not_a_number_is_never_best(record: Record) -> None:
     record.results[3].metrics["cmmd_evaluator"] = math.nan
     heads, rows = methods_table(record)

@@ -28,8 +28,10 @@ PANELS = 4
 """Measures that a figure shows."""
 CROWD = 12
 """With more methods than this, a figure leaves out those that differ in a setting from the others."""
-FAR = 20
+FAR = 10
 """Distances of which the largest is so many times the smallest get a logarithmic axis."""
+LABEL = 0.12
+"""The room that a label takes, of the width of the curve that it stands on."""
 OFF_SCALE = 6
 """A paired difference that is so many times the median one is drawn as an arrow."""
 
@@ -165,16 +167,25 @@ def _draw(axes: Axes, points: Sequence[Point], label: str, line: dict[str, Any])
 
 
 def _dense(axes: Axes, comparison: Comparison, setting: Setting, across: str, measure: Measure) -> list[Point]:
-    """The dense model with all and with fewer steps, as one curve; not its teacher error, which is 0."""
+    """The dense model with all and with fewer steps, as one curve; not its teacher error, which is 0.
+
+    More steps than all would press together what is compared. Of points that lie close, the first has a label.
+    """
     if measure.key == "teacher_error":
         return []
-    methods = comparison.methods(setting, "dense")
+    methods = [m for m in comparison.methods(setting, "dense") if (comparison.mean(setting, m, "cost") or 0) <= 1]
     points = {m: point for m in methods for point in _point(comparison, setting, m, across, measure)}
     line = {"color": INK, "marker": "|", "markersize": 9, "markeredgewidth": 1.6, "lw": 1.2, "ls": ":"}
     _draw(axes, list(points.values()), "dense, fewer sampling steps" if len(points) > 1 else "dense", line)
     place: dict[str, Any] = {"textcoords": "offset points", "size": 7, "color": MUTED, "ha": "center"}
+    places = [x.mean for x, _ in points.values()]
+    labelled: list[float] = []
     for method, (x, y) in points.items():
-        axes.annotate(method.base.removeprefix("dense, "), (x.mean, y.mean), (0, -14 if measure.less else 8), **place)
+        if all(abs(x.mean - other) > LABEL * (max(places) - min(places)) for other in labelled):
+            labelled.append(x.mean)
+            axes.annotate(
+                method.base.removeprefix("dense, "), (x.mean, y.mean), (0, -14 if measure.less else 8), **place
+            )
     return list(points.values())
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
 from aptp.core.files import write_text
 from aptp.core.record import Record
 from aptp.report.comparison.album import album
-from aptp.report.comparison.charts import OFF_SCALE, _edge, _far_apart, _limits, quality_picture, shown
+from aptp.report.comparison.charts import OFF_SCALE, _dense, _edge, _far_apart, _limits, quality_picture, shown
 from aptp.report.comparison.gathering import gather
 from aptp.report.comparison.intervals import Interval
 from aptp.report.comparison.sources import Failure, Source
@@ -183,6 +184,14 @@ def test_without_a_known_direction_there_is_no_figure_of_quality(make: SimpleNam
     found = gather(make.sources(*records))
     assert quality_picture(found, "cost") is None
     assert "No figure was measured whose direction is known." in page_of(found, tmp_path).text
+
+
+def test_dense_curve_ends_with_all_steps_and_its_labels_stand_apart(make: SimpleNamespace) -> None:
+    found = gather(make.sources(make.record(evaluate__dense_steps=[30, 14, 10, 5], evaluate__steps=15)))
+    axes = Figure().subplots()
+    points = _dense(axes, found, found.main, "cost", found.primary)
+    assert [round(15 * cost.mean) for cost, _ in points] == [15, 14, 10, 5]
+    assert [text.get_text() for text in axes.texts] == ["dense", "10 steps", "5 steps"]
 
 
 def test_parts_that_the_records_lack_leave_out_their_sections(make: SimpleNamespace, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class SearchOptions(TrainingOptions):
 
 
 class RecoverOptions(TrainingOptions):
-    """Fine-tuning of the experts with the dense teacher; each phase has a schedule of its own."""
+    """Fine-tuning of the experts with the dense teacher."""
 
     rate: float = Field(5e-4, gt=0)
     warmup: int = Field(5, ge=0)
@@ -168,6 +168,10 @@ class RecoverOptions(TrainingOptions):
     )
     joint: float = Field(
         0.5, ge=0, le=1, description="share of the steps that trains one set of weights under all codes"
+    )
+    restart: bool = Field(
+        False,
+        description="begin the schedule of the rate anew where experts train on their own, instead of going on in it",
     )
     share: Literal["load", "error"] = Field(
         "load",
@@ -321,7 +325,7 @@ class RunConfig(Options):
         return self.static(self.pruner, [other for other in self.compare if other.name != self.pruner.name])
 
     def static(self, pruner: Choice, compare: Sequence[Choice] = ()) -> RunConfig:
-        """The same run with a static pruner in place of the router and the search."""
+        """The same run with a static pruner in place of the router and the search, and one phase of recovery."""
         return self.model_copy(
             update={
                 "pruner": pruner,
@@ -329,6 +333,7 @@ class RunConfig(Options):
                 "experts": 1,
                 "router": Choice(name="constant"),
                 "balancer": Choice(name="none"),
+                "recover": self.recover.model_copy(update={"restart": False}),
             }
         )
 
@@ -375,10 +380,29 @@ def assignment(text: str) -> dict[str, Any]:
     return {path: scalar(value)}
 
 
+ONCE: dict[str, Any] = {"search.start": None, "evaluate.exam": 128, "recover.restart": True}
+"""What the lack of a key meant before it existed, where its part of a kept configuration is there."""
+
+
+def once(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version meant by keys that it did not know and a kept configuration lacks, by dotted name."""
+    places = ((name, *name.split(".")) for name in ONCE)
+    return {
+        name: ONCE[name] for name, part, key in places if isinstance(kept.get(part), Mapping) and key not in kept[part]
+    }
+
+
 def same_request(config: RunConfig, kept: Mapping[str, Any]) -> bool:
-    """Whether what was kept asks for a settled configuration; what an earlier version did not know has its default."""
+    """Whether what was kept asks for a settled configuration.
+
+    What an earlier version did not know is what it did, where that is known (`ONCE`), or else has its default.
+    """
     if kept == config.model_dump(mode="json"):
         return True  # whatever host knows its plugins
+    kept = {name: dict(part) if isinstance(part, Mapping) else part for name, part in kept.items()}
+    for name, value in once(kept).items():
+        part, key = name.split(".")
+        kept[part][key] = value
     try:
         return RunConfig.model_validate(kept).resolved(default_host()).settled().to_yaml() == config.to_yaml()
     except (ValidationError, RequestError):

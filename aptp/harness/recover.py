@@ -1,8 +1,9 @@
 """Recovery: experts are fine-tuned on the prompts that the router sends them, with the dense model as teacher.
 
 Phase `joint` trains one set of weights under all codes, each prompt through its own expert's gates; phase `own` slices
-it and trains each expert apart. Where all steps are joint, the experts stay slices of the one set, which is kept once.
-By default the steps are shared by all, so that N experts cost what one static model costs; `steps.py` says how.
+it and trains each expert apart, in the rest of one schedule of the rate. Where all steps are joint, the experts stay
+slices of the one set, which is kept once. By default the steps are shared by all, so that N experts cost what one
+static model costs; `steps.py` says how.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from aptp.harness.fresh import fresh_share, renew
 from aptp.harness.low_rank import low_rank
 from aptp.harness.search import Found
 from aptp.harness.spread import OwnPhase, spread
-from aptp.harness.steps import joint_steps, own_steps, total_steps
+from aptp.harness.steps import joint_steps, own_steps, parts_of_schedule, total_steps
 from aptp.harness.training import (
     Example,
     Observe,
@@ -82,7 +83,8 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
         if joint:
             together = copy.deepcopy(work.dense)
             gates = torch.stack([architecture.gates for architecture in architectures])[route]
-            _train(work, together, "joint", torch.arange(len(route)), joint, observe("all experts", 0), gates)
+            part, _ = parts_of_schedule(options, work.config.experts)
+            _train(work, together, "joint", torch.arange(len(route)), joint, observe("all experts", 0), part, gates)
             if joint == total and distributed.is_main():
                 share_weights(together, work.path("experts"))
             for index, architecture in enumerate(architectures) if joint < total else ():
@@ -108,7 +110,8 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
 def train_apart(work: Workspace, index: int, phase: OwnPhase, observe: Observe) -> nn.Module:
     """An expert at the end of its own phase, which goes on from its checkpoint."""
     expert = load_expert(work.path(expert_folder(index))).to(work.device)
-    _train(work, expert, f"{index:02d}", phase.pictures, phase.steps, observe)
+    _, part = parts_of_schedule(work.config.recover, work.config.experts)
+    _train(work, expert, f"{index:02d}", phase.pictures, phase.steps, observe, part)
     return expert
 
 
@@ -138,6 +141,7 @@ def _train(
     pictures: Int[Tensor, "pictures"],
     steps: int,
     observe: Observe,
+    part: tuple[float, float],
     gates: Float[Tensor, "pictures gates"] | None = None,
 ) -> None:
     options, seed = work.config.recover, work.config.seed
@@ -181,5 +185,6 @@ def _train(
             learn=learn,
             observe=observe,
             warn=work.warn,
+            part=part,
         )
     student.requires_grad_(False).eval()

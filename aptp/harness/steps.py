@@ -15,7 +15,7 @@ from aptp.core.errors import RequestError
 from aptp.core.files import write_json
 from aptp.core.slicing import load_expert
 from aptp.harness.exam import answers
-from aptp.harness.training import batch_index, generator_for
+from aptp.harness.training import WHOLE, batch_index, generator_for
 from aptp.harness.workspace import Workspace
 
 TRIED = 64
@@ -30,6 +30,18 @@ def total_steps(options: RecoverOptions, load: Float[Tensor, "experts"]) -> int:
 def joint_steps(options: RecoverOptions, load: Float[Tensor, "experts"]) -> int:
     """Those of the joint phase; a single expert has none."""
     return round(options.joint * options.steps) * _allowances(options, load) if len(load) > 1 else 0
+
+
+def parts_of_schedule(options: RecoverOptions, experts: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What the joint phase takes of the rate's schedule, and what an own phase does.
+
+    One schedule lasts over both, unless the second is to start anew. A short phase at the full rate undoes more than it
+    teaches.
+    """
+    if experts < 2 or options.restart or not options.steps:
+        return WHOLE, WHOLE
+    joint = round(options.joint * options.steps) / options.steps
+    return (0.0, joint), (joint, 1.0)
 
 
 def _allowances(options: RecoverOptions, load: Float[Tensor, "experts"]) -> int:

@@ -361,10 +361,20 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def rate_factor(options: TrainingOptions, steps: int, step: int) -> float:
-    """What the learning rate of a step is multiplied by: a linear rise over the warm-up, then its schedule."""
+WHOLE = (0.0, 1.0)
+"""All of a schedule."""
+
+
+def rate_factor(options: TrainingOptions, steps: int, step: int, part: tuple[float, float] = WHOLE) -> float:
+    """What the learning rate of a step is multiplied by: a linear rise over the warm-up, then its schedule.
+
+    Args:
+        steps: of the phase.
+        part: of the schedule, what the phase takes, from its begin to its end.
+    """
+    begin, end = part
     rise = min(1.0, (step + 1) / max(options.warmup, 1))
-    return rise * (1 - step / steps if options.schedule == "linear" else 1.0)
+    return rise * (1 - begin - (end - begin) * step / steps if options.schedule == "linear" else 1.0)
 
 
 def train(
@@ -377,6 +387,7 @@ def train(
     learn: Callable[[int], dict[str, Tensor]],
     observe: Observe,
     warn: Callable[[str], None],
+    part: tuple[float, float] = WHOLE,
 ) -> None:
     """Train the parameters of `module` with AdamW, from the checkpoint on.
 
@@ -388,6 +399,7 @@ def train(
         observe: told every step's number and scalars, those of steps done before included (from the log); by the main
             process alone.
         warn: told of a checkpoint that is damaged.
+        part: of the rate's schedule, what this phase takes.
 
     Raises:
         FloatingPointError: if the loss is not finite.
@@ -404,7 +416,7 @@ def train(
         observe(step, values)
     next_save = time.monotonic() + CHECKPOINT_SECONDS
     for step in range(start, steps):
-        optimizer.param_groups[0]["lr"] = options.rate * rate_factor(options, steps, step)
+        optimizer.param_groups[0]["lr"] = options.rate * rate_factor(options, steps, step, part)
         optimizer.zero_grad(set_to_none=True)
         scalars = _means(learn(step))
         if not math.isfinite(scalars["loss"]):

@@ -156,6 +156,23 @@ def test_no_steps_leave_the_slices(open_work) -> None:
     assert equal(expert(work), sliced(work, begun.architectures[0]))
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_one_schedule_lasts_over_both_phases(open_work, monkeypatch: pytest.MonkeyPatch, restart: bool) -> None:
+    options = {"steps": 8, "joint": 0.5, "rate": 1.0, "warmup": 0, "restart": restart}
+    work = open_work(experts=2, recover=options)
+    begun = found(work, 2)
+    make_experts(work, begun)
+    rates: list[float] = []
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    recover(work, begun.architectures, send_all_to(work, 1))
+    falling = [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    assert rates == pytest.approx([1, 0.75, 0.5, 0.25] * 2 if restart else falling)
+
+
 def test_observers_are_told_every_step_once(open_work, monkeypatch: pytest.MonkeyPatch) -> None:
     work = open_work(experts=2, recover={"steps": 6, "joint": 0.5})
     begun = found(work, 2)

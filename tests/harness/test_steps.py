@@ -14,7 +14,7 @@ from aptp.config import RecoverOptions, load_config
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.slicing import save_expert, slice
-from aptp.harness.steps import joint_steps, own_steps, shared_out, total_steps
+from aptp.harness.steps import joint_steps, own_steps, parts_of_schedule, shared_out, total_steps
 from aptp.harness.workspace import Workspace
 
 
@@ -40,6 +40,19 @@ def test_a_protocol_says_whose_the_steps_are(steps: int, joint: float, prompts: 
     for options in (run, expert):
         assert 0 <= joint_steps(options, load) <= total_steps(options, load)
         assert len(load) > 1 or joint_steps(options, load) == 0
+
+
+@given(steps=st.integers(1, 300), joint=st.floats(0, 1), experts=st.integers(2, 9))
+def test_the_own_phase_goes_on_in_the_schedule_where_the_joint_one_ends(steps: int, joint: float, experts: int) -> None:
+    options = RecoverOptions(steps=steps, joint=joint)
+    (begin, end), own = parts_of_schedule(options, experts)
+    assert (begin, own) == (0, (end, 1))
+    for per in ("run", "expert"):
+        load, options = torch.full((experts,), 1 / experts), options.model_copy(update={"per": per})
+        assert end == pytest.approx(joint_steps(options, load) / total_steps(options, load))
+    whole = ((0, 1), (0, 1))
+    assert parts_of_schedule(options, 1) == whole
+    assert parts_of_schedule(options.model_copy(update={"restart": True}), experts) == whole
 
 
 def with_experts(work: Workspace, keeps: list[float]) -> Workspace:

@@ -265,6 +265,16 @@ def test_the_rate_rises_and_follows_its_schedule(schedule: str, warmup: int, fac
     assert [rate_factor(options, 4, step) for step in range(4)] == factors
 
 
+def test_a_phase_takes_its_part_of_a_schedule() -> None:
+    linear, constant = (TrainingOptions(schedule=schedule) for schedule in ("linear", "constant"))
+    whole = [rate_factor(linear, 8, step) for step in range(8)]
+    first = [rate_factor(linear, 6, step, (0, 0.75)) for step in range(6)]
+    second = [rate_factor(linear, 2, step, (0.75, 1)) for step in range(2)]
+    assert first + second == pytest.approx(whole)
+    assert rate_factor(TrainingOptions(warmup=2), 2, 0, (0.75, 1)) == pytest.approx(0.125), "Adam starts anew, too"
+    assert rate_factor(constant, 2, 1, (0.75, 1)) == 1
+
+
 def test_captions_are_dropped_as_often_as_asked() -> None:
     text, nothing = {"a": torch.ones(4000, 3, 2)}, {"a": torch.zeros(1, 3, 2)}
     mixed = with_dropout(text, nothing, dropped(4000, 0.1, torch.Generator().manual_seed(0)))["a"]

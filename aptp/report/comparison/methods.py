@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from aptp.config import RunConfig
+from aptp.config import RunConfig, once
 from aptp.core.record import Record, Result
 from aptp.report.comparison.protocols import belongs_to_protocol
 
@@ -25,8 +25,8 @@ UNNAMED = {"seed", "device", "compare", "model", "budget.target", "checkpointing
 """Settings that are coordinates of a figure, or no part of the method."""
 ASIDE = ("prepare.", "evaluate.", "data.", "metrics", "budget.")
 """Starts of the names of settings that say what is measured, and on what."""
-ONCE = {"search.start": "null", "evaluate.exam": "128"}
-"""What the lack of a key meant before it existed, where its part of the configuration is there."""
+OF_EXPERTS = ("search.", "recover.joint", "recover.restart", "recover.share")
+"""Starts of the names of settings that a single model does not have."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def config_of(record: Record, result: Result) -> Flat:
     """The configuration of a row: the run's own, or that of a static pruner that ran beside.
 
     What it lacks is filled in: as it once was where that is known, else by today's default. A static pruner has no
-    search, and so no settings of one.
+    search and no experts, and so no settings of them.
     """
     config = {**record.config}
     beside = next((c for c in config.get("compare") or [] if _name(c) == result.name), None)
@@ -99,18 +99,8 @@ def config_of(record: Record, result: Result) -> Flat:
     if alone:
         config |= {"router": None, "balancer": None, "experts": None}
     parts = {key: value for key, value in config.items() if value is not None}
-    found = {**_defaults(), **_once(parts), **flat(parts)}
-    return {key: value for key, value in found.items() if not (alone and key.startswith("search."))}
-
-
-def _once(config: Mapping[str, Any]) -> Flat:
-    """What a configuration that was written before some of its keys existed meant by their absence."""
-    found = {}
-    for name, value in ONCE.items():
-        part, _, key = name.partition(".")
-        if isinstance(config.get(part), Mapping) and key not in config[part]:
-            found[name] = value
-    return found
+    found = {**_defaults(), **{key: text(value) for key, value in once(parts).items()}, **flat(parts)}
+    return {key: value for key, value in found.items() if not (alone and key.startswith(OF_EXPERTS))}
 
 
 def _name(choice: Any) -> str:

@@ -236,6 +236,12 @@ def test_a_key_that_an_older_record_lacks_means_what_it_meant_then(make: SimpleN
     found = gather(make.sources(new, make.record(1), old, single))
     assert names(found)[-3:] == ["contrastive", "contrastive, search.start=null", "taylor"]
     assert {row.config["evaluate.exam"] for row in found.rows} == {"128"}
+    for record in (old, single):
+        del record.config["recover"]["restart"]
+    assert names(gather(make.sources(new, old, single)))[-2:] == [
+        "contrastive, search.start=null, recover.restart=true",
+        "taylor",
+    ], "a single model has one phase"
     bare = make.record(1)
     del bare.config["search"]
     assert names(gather(make.sources(new, bare)))[-1] == "contrastive"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from aptp.core.errors import RequestError, unknown
 from aptp.core.options import Options, RelaxationOptions
-from aptp.host import Host, default_host, option_error
+from aptp.host import Host, option_error
 
 
 class Choice(BaseModel):
@@ -314,15 +314,20 @@ class RunConfig(Options):
     def settled(self) -> RunConfig:
         """What the harness carries out: with `pruner`, that one's static run, and no comparison with itself.
 
+        A schedule that there is but one of, or that does not fall, is not begun anew.
+
         Raises:
             RequestError: if a pruner is to be compared twice; both would lie in one folder.
         """
         names = [pruner.name for pruner in self.compare]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise RequestError(f"compare names the pruner {repeated[0]!r} more than once; once is right.")
-        if self.pruner is None:
+        if self.pruner is not None:
+            return self.static(self.pruner, [other for other in self.compare if other.name != self.pruner.name])
+        recover = self.recover
+        if self.experts > 1 and 0 < recover.joint < 1 and recover.schedule == "linear":
             return self
-        return self.static(self.pruner, [other for other in self.compare if other.name != self.pruner.name])
+        return self.model_copy(update={"recover": recover.model_copy(update={"restart": False})})
 
     def static(self, pruner: Choice, compare: Sequence[Choice] = ()) -> RunConfig:
         """The same run with a static pruner in place of the router and the search, and one phase of recovery."""
@@ -378,50 +383,6 @@ def assignment(text: str) -> dict[str, Any]:
     if not equals or not path:
         raise RequestError(f"--set takes key.path=value, not {text!r}.")
     return {path: scalar(value)}
-
-
-ONCE: dict[str, Any] = {"search.start": None, "evaluate.exam": 128, "recover.restart": True}
-"""What the lack of a key meant before it existed, where its part of a kept configuration is there."""
-
-
-def once(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier version meant by keys that it did not know and a kept configuration lacks, by dotted name."""
-    places = ((name, *name.split(".")) for name in ONCE)
-    return {
-        name: ONCE[name] for name, part, key in places if isinstance(kept.get(part), Mapping) and key not in kept[part]
-    }
-
-
-def same_request(config: RunConfig, kept: Mapping[str, Any]) -> bool:
-    """Whether what was kept asks for a settled configuration.
-
-    What an earlier version did not know is what it did, where that is known (`ONCE`), or else has its default.
-    """
-    if kept == config.model_dump(mode="json"):
-        return True  # whatever host knows its plugins
-    kept = {name: dict(part) if isinstance(part, Mapping) else part for name, part in kept.items()}
-    for name, value in once(kept).items():
-        part, key = name.split(".")
-        kept[part][key] = value
-    try:
-        return RunConfig.model_validate(kept).resolved(default_host()).settled().to_yaml() == config.to_yaml()
-    except (ValidationError, RequestError):
-        return False
-
-
-def check_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    """Raise `RequestError` where `out` cannot be the run directory of a settled configuration; changes nothing.
-
-    Hidden files do not count: a run that was killed as it began may leave one that is half written.
-    """
-    file = out / "config.yaml"
-    if file.exists():
-        if not same_request(config, read_yaml(file, "configuration")):
-            raise RequestError(f"run directory {str(out)!r} belongs to another configuration; choose another --out.")
-        if not resume:
-            raise RequestError(f"run directory {str(out)!r} holds this run already; add --resume to go on with it.")
-    elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
-        raise RequestError(f"{str(out)!r} is not empty and no run directory; choose another --out.")
 
 
 def presets() -> list[str]:

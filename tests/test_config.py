@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aptp.config import RunConfig, check_folder, load_config, presets
+from aptp.config import RunConfig, load_config, presets
 from aptp.core.errors import RequestError
-from aptp.host import Host, default_host
+from aptp.host import Host
 
 
 @pytest.fixture(scope="module")
@@ -23,30 +23,6 @@ def refusal(host: Host, **layers: object) -> str:
     text = str(refused.value)
     assert "\n" not in text
     return text
-
-
-def test_a_run_goes_on_whatever_host_knows_its_plugins(tmp_path: Path) -> None:
-    config = load_config(flags={"router": "of_another_host"})
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    check_folder(config, tmp_path, resume=True)
-    with pytest.raises(RequestError, match="belongs to another configuration"):
-        check_folder(config.model_copy(update={"seed": 1}), tmp_path, resume=True)
-
-
-def test_what_an_earlier_version_did_not_know_is_what_it_did(tmp_path: Path) -> None:
-    """Its run goes on as it was begun, and not with a default that came later."""
-
-    def asked(**flags: object) -> RunConfig:
-        return load_config(flags=flags).resolved(default_host()).settled()
-
-    begun = asked(recover={"restart": True}, search={"start": None})
-    kept = begun.model_dump(mode="json")
-    del kept["recover"]["restart"], kept["search"]["start"], kept["recover"]["guidance"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
-    check_folder(begun, tmp_path, resume=True)
-    for other in (asked(recover={"restart": True}), asked(search={"start": None})):
-        with pytest.raises(RequestError, match="belongs to another configuration"):
-            check_folder(other, tmp_path, resume=True)
 
 
 def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:

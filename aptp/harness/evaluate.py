@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from aptp.config import Choice
 from aptp.core import distributed
 from aptp.core.data import Sample
 from aptp.core.files import replacing, write_json
@@ -128,23 +129,32 @@ def metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Seq
     """Every configured metric over the pictures in `folder`; the main process's work.
 
     Distances, which are known by their floor, are measured to the dense model's pictures of the same prompts and seeds
-    too (`…_to_dense`): how far the pruned model's have moved, wherever the real ones are.
+    too (`…_to_dense`): how far these have moved from them, wherever the real ones are.
     """
     if not distributed.is_main():
         return {}
     with by_itself():
-        figures = _metrics_of(work, folder, questions, experts, questions.real)
-        if folder == questions.dense:
-            return figures
-        moved = _metrics_of(work, folder, questions, experts, questions.dense)
-    return figures | {f"{name}{TO_DENSE}": value for name, value in moved.items() if f"{name}_floor" in moved}
+        figures: dict[str, float] = {}
+        distances = []
+        for choice, found in _metrics_of(work, folder, questions, experts, work.config.metrics, questions.real):
+            figures |= found
+            distances += [choice] if any(name.endswith("_floor") for name in found) else []
+        if distances and folder != questions.dense:
+            for _, found in _metrics_of(work, folder, questions, experts, distances, questions.dense):
+                figures |= {f"{name}{TO_DENSE}": v for name, v in found.items() if f"{name}_floor" in found}
+    return figures
 
 
 def _metrics_of(
-    work: Workspace, folder: Path, questions: Questions, experts: Sequence[int], references: Path
-) -> dict[str, float]:
-    metrics = [make(work.host, "metric", choice) for choice in work.config.metrics]
-    figures: dict[str, float] = {}
+    work: Workspace,
+    folder: Path,
+    questions: Questions,
+    experts: Sequence[int],
+    choices: Sequence[Choice],
+    references: Path,
+) -> list[tuple[Choice, dict[str, float]]]:
+    """The figures of some metrics, with the pictures in `references` to hold those in `folder` against."""
+    metrics = [make(work.host, "metric", choice) for choice in choices]
     count, size = len(questions.samples), 64
     with work.progress.task(f"measuring {folder.name} against {references.name}", count) as advance:
         for start in range(0, count, size):
@@ -158,9 +168,7 @@ def _metrics_of(
             for metric in metrics:
                 metric.update(batch)
             advance(len(places))
-    for metric in metrics:
-        figures |= metric.compute()
-    return figures
+    return [(choice, metric.compute()) for choice, metric in zip(choices, metrics, strict=True)]
 
 
 def _pictures(folder: Path, places: Sequence[int]) -> Tensor:

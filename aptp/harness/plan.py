@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from aptp.config import RunConfig, check_folder
+from aptp.config import RunConfig
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.core.timing import settle
@@ -19,6 +19,7 @@ from aptp.harness.hardness import TIMES
 from aptp.harness.measure import peak_memory_mb
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
+from aptp.kept import check_folder
 
 PROBE = 4
 """Pictures in a timed call."""

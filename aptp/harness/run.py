@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from aptp.bundle import MODEL, load_bundle, save_router
-from aptp.config import RunConfig, check_folder
+from aptp.config import RunConfig
 from aptp.core import distributed
 from aptp.core.child import Start
 from aptp.core.errors import RequestError
@@ -36,6 +36,7 @@ from aptp.harness.teacher import exam_figures
 from aptp.harness.training import Log, generator_for
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
+from aptp.kept import check_folder
 from aptp.models import pipeline_fingerprint
 from aptp.pipeline import RoutedPipeline
 from aptp.report import write_report

@@ -35,8 +35,8 @@ def joint_steps(options: RecoverOptions, load: Float[Tensor, "experts"]) -> int:
 def parts_of_schedule(options: RecoverOptions, experts: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """What the joint phase takes of the rate's schedule, and what an own phase does.
 
-    One schedule lasts over both, unless the second is to start anew. A short phase at the full rate undoes more than it
-    teaches.
+    One schedule lasts over both, unless the second is to start anew: the full rate in a short phase undoes some of what
+    the first has learnt.
     """
     if experts < 2 or options.restart or not options.steps:
         return WHOLE, WHOLE

@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from aptp.config import RunConfig, check_folder, layered, read_yaml
+from aptp.config import RunConfig, layered, read_yaml
 from aptp.core.errors import RequestError
 from aptp.core.options import Options
 from aptp.host import Host, option_error
+from aptp.kept import check_folder
 from aptp.models import find_model
 
 VALUE_LENGTH = 40

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from aptp.config import same_request
 from aptp.core.errors import RequestError, gist
 from aptp.core.files import write_text
 from aptp.core.record import Record
+from aptp.kept import same_request
 from aptp.sweep.grid import Cell
 
 Status = Literal["waiting", "running", "done", "failed", "refused"]

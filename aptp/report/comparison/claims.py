@@ -13,7 +13,7 @@ from aptp.report.comparison.intervals import LEVEL, Interval, Standing, interval
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.phrases import plus_minus, setting_title
 from aptp.report.comparison.trials import EQUAL_COST, Comparison, Setting
-from aptp.report.measures import Measure
+from aptp.report.measures import TO_DENSE, Measure
 from aptp.report.wording import listed, number, percent, plural, reach, signed
 
 ENOUGH_PROMPTS = 500
@@ -77,9 +77,12 @@ def _learning(comparison: Comparison) -> Claim:
 def _ahead(
     comparison: Comparison, question: str, rivals: Mapping[Setting, Sequence[Method]], remark: str, nobody: str
 ) -> Claim:
-    """Whether the reference is better than each of its rivals, by the paired differences rival − reference."""
+    """Whether the reference is better than each of its rivals, by the paired differences rival − reference.
+
+    Judged by what the question was asked with: distances to the real pictures, and scores.
+    """
     reference = comparison.reference
-    distances = [m for m in comparison.measures if m.less and m.key != "teacher_error"]
+    distances = [m for m in comparison.measures if m.less and m.key != "teacher_error" and not m.key.endswith(TO_DENSE)]
     judged = distances or [m for m in comparison.measures if m.less]
     scores = [m for m in comparison.measures if m.less is False]
     answers: list[Answer] = []

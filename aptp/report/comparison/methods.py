@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from aptp.config import RunConfig, once
+from aptp.config import RunConfig
 from aptp.core.record import Record, Result
+from aptp.kept import ONCE, once
 from aptp.report.comparison.protocols import belongs_to_protocol
 
 Flat = dict[str, str]
@@ -144,19 +145,23 @@ class Naming:
         return Method(base, kind, (("router", router), ("balancer", balancer)), tuple(settings))
 
     def usual(self, key: str, config: Flat) -> str:
-        """The most frequent value of a setting; of several, the default, or else the first seen."""
+        """The most frequent value of a setting; of several, the default, or else the first seen.
+
+        Where an earlier version did otherwise, it is the default as soon as anything was run with it.
+        """
         seen = self.values[_place(key, config)]
-        most = [value for value, count in seen.items() if count == max(seen.values())]
+        most = list(seen) if key in ONCE else [value for value, count in seen.items() if count == max(seen.values())]
         default = _defaults().get(key)
-        return default if default in most else most[0]
+        return default if default in most else max(seen, key=lambda value: seen[value])
 
     def shared(self) -> dict[str, str]:
-        """The usual values of what some method is named after."""
-        return {
-            key: self.usual(key, {key.partition(".")[0]: strategy})
-            for (key, strategy), seen in self.values.items()
-            if _names(key) and len(seen) > 1
-        }
+        """The usual values of what some method is named after, or what an earlier version did and today's does not."""
+        found = {}
+        for (key, strategy), seen in self.values.items():
+            usual = self.usual(key, {key.partition(".")[0]: strategy})
+            if _names(key) and (len(seen) > 1 or (key in ONCE and usual != _defaults().get(key))):
+                found[key] = usual
+        return found
 
 
 def dense_method(result: Result) -> Method:

@@ -242,6 +242,12 @@ def test_a_key_that_an_older_record_lacks_means_what_it_meant_then(make: SimpleN
         "contrastive, search.start=null, recover.restart=true",
         "taylor",
     ], "a single model has one phase"
+    several = [make.record(seed) for seed in range(2, 5)]
+    for record in several:
+        del record.config["recover"]["restart"]
+    found = gather(make.sources(new, *several))
+    assert names(found)[-2:] == ["contrastive", "contrastive, recover.restart=true"], "what is done today is the usual"
+    assert gather(make.sources(*several)).naming.shared()["recover.restart"] == "true", "and is told where it is not"
     bare = make.record(1)
     del bare.config["search"]
     assert names(gather(make.sources(new, bare)))[-1] == "contrastive"

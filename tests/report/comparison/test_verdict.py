@@ -130,6 +130,18 @@ def test_better_than_every_baseline_is_yes_only_by_all_intervals(make: SimpleNam
     assert told(records, make)[0].answer == "not shown"
 
 
+def test_how_far_pictures_moved_from_the_dense_models_decides_no_claim(make: SimpleNamespace) -> None:
+    records = make.study(3)
+    for record in records:
+        own = record.results[-1].name == "contrastive+sinkhorn"
+        for key in list(record.results[-1].metrics) if own else ():
+            record.results[-1].metrics[key] *= 1.2 if key.startswith("clip") else 0.5
+        record.results[-1].metrics["cmmd_evaluator_to_dense"] = 0.2 if own else 0.1 + 0.01 * record.config["seed"]
+    single = told(records, make)[0]
+    assert single.answer == "yes"
+    assert "to dense" not in single.criterion + "".join(single.figures)
+
+
 def test_a_score_that_counts_against_it_is_a_no(make: SimpleNamespace) -> None:
     records = make.study(3)
     for record in records:

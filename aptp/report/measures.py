@@ -109,5 +109,5 @@ def _metric(name: str, names: Sequence[str]) -> Measure:
         features = base.removeprefix(family).strip("_")
         detail = f"{features} features" if features else ""
     if base != name:
-        label += " to dense"
+        label, detail = f"{label} to dense", "same prompts and noise"
     return Measure(name, label, detail, less, lambda result: result.metrics.get(name))

@@ -129,7 +129,12 @@ def test_what_the_first_distance_is_to_the_dense_model_comes_last() -> None:
     result = Result(name="x", fraction=1, macs=1, parameters=1, training_steps=0, training_seconds=0, metrics=figures)
     *_, last = found = metric_measures([result])
     assert [measure.key for measure in found] == ["cmmd_x", "clip_score_x", "cmmd_x_to_dense"]
-    assert (last.label, last.detail, last.less, last.of(result)) == ("CMMD to dense", "x features", True, 0.1)
+    assert (last.label, last.detail, last.less, last.of(result)) == (
+        "CMMD to dense",
+        "same prompts and noise",
+        True,
+        0.1,
+    )
 
 
 def test_value_that_is_not_a_number_is_never_best(record: Record) -> None:

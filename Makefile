@@ -40,7 +40,7 @@ benchmark: install ## one seed of the core table on the embedded model, and its 
 	$(BIN)/aptp sweep benchmarks/experiments/core.yaml --out runs/core
 	$(BIN)/aptp report runs/core --out runs/core/report
 
-benchmark-full: install ## every comparison of docs/question.md, five seeds: days on two cores, goes on where it stopped
+benchmark-full: install ## every comparison of docs/question.md over 3 to 5 seeds: days on two cores, goes on where it stopped
 	$(BIN)/aptp sweep benchmarks/experiments/full.yaml --out runs/full --results benchmarks/results/full; \
 		status=$$?; $(MAKE) report && exit $$status
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from aptp.config import RunConfig, read_yaml
@@ -46,7 +45,7 @@ def difference(config: RunConfig, kept: Mapping[str, Any]) -> str | None:
         theirs = RunConfig.model_validate(kept).resolved(default_host()).settled()
     except (ValidationError, RequestError):
         return "which this version cannot read"
-    return _first_difference(yaml.safe_load(config.to_yaml()), yaml.safe_load(theirs.to_yaml()))
+    return _first_difference(config.model_dump(mode="json"), theirs.model_dump(mode="json"))
 
 
 def _first_difference(mine: Any, theirs: Any, name: str = "") -> str | None:

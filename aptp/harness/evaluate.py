@@ -138,7 +138,8 @@ def metrics_of(work: Workspace, folder: Path, questions: Questions, experts: Seq
         distances = []
         for choice, found in _metrics_of(work, folder, questions, experts, work.config.metrics, questions.real):
             figures |= found
-            distances += [choice] if any(name.endswith("_floor") for name in found) else []
+            if any(name.endswith("_floor") for name in found):
+                distances.append(choice)
         if distances and folder != questions.dense:
             for _, found in _metrics_of(work, folder, questions, experts, distances, questions.dense):
                 figures |= {f"{name}{TO_DENSE}": v for name, v in found.items() if f"{name}_floor" in found}

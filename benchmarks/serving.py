@@ -72,18 +72,19 @@ async def send(url: str, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return await asyncio.gather(*(one(client, call) for call in planned))
 
 
-def leave(url: str, steps: int) -> None:
-    """Ask for pictures and close the connection at once."""
+def leave(url: str) -> None:
+    """Ask for what takes long to draw, and close the connection once it is taken."""
     host, port = re.fullmatch(r"http://(.+):(\d+)", url).groups()
-    body = json.dumps({"prompt": "a picture for nobody", "n": 4, "steps": steps}).encode()
+    body = json.dumps({"prompt": "a picture for nobody", "n": 4, "steps": 100}).encode()
     fields = {"Host": host, "Content-Type": "application/json", "Content-Length": len(body)}
     head = "\r\n".join([f"POST {IMAGES} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""])
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
-        time.sleep(0.3)
+        while not figures(url)["aptp_taken_pictures"]:
+            time.sleep(0.01)
 
 
-def load(url: str, planned: list[dict[str, Any]], clients: int, steps: int) -> list[dict[str, Any]]:
+def load(url: str, planned: list[dict[str, Any]], clients: int) -> list[dict[str, Any]]:
     """The answers to a round's requests, sent by so many processes."""
     command = [sys.executable, __file__, "--send", url]
     workers = [
@@ -93,7 +94,7 @@ def load(url: str, planned: list[dict[str, Any]], clients: int, steps: int) -> l
         assert worker.stdin
         worker.stdin.write(json.dumps(planned[number::clients]))
         worker.stdin.close()
-    leave(url, steps)
+    leave(url)
     answers: list[Any] = [None] * len(planned)
     for number, worker in enumerate(workers):
         assert worker.stdout
@@ -170,14 +171,14 @@ def measure(run: Path, *, requests: int, clients: int, rounds: int, steps: int, 
     with server(run, "--queue", str(requests + 4), "--batch", str(batch), "--timeout", "600") as url:
         for number in range(rounds):
             begun, before = time.perf_counter(), figures(url)
-            answers = load(url, planned, clients, steps)
+            answers = load(url, planned, clients)
             wall = time.perf_counter() - begun
             worst = check(planned, answers, own)
             after = figures(url)
             since = Counter(after)
             since.subtract(before)
             seconds = [answers[place]["seconds"] for place in good]
-            assert since['aptp_requests_total{status="200"}'] == len(good)
+            assert since['aptp_requests_total{status="200"}'] == len(good), since
             assert since['aptp_requests_total{status="499"}'] == 1, "the client who left was noticed"
             assert sum(since[name] for name in since if name.startswith("aptp_requests_total")) == requests + 1
             assert after["aptp_taken_pictures"] == after["aptp_waiting_pictures"] == 0

@@ -101,7 +101,8 @@ class PrepareOptions(Options):
         "that tell left from right",
     )
     cache: str | None = Field(
-        None, description="folder of cached latents, text states and embeddings; shared between runs"
+        None,
+        description="folder of what runs share: latents, text states, embeddings, the dense model's pictures",
     )
 
 

@@ -90,7 +90,7 @@ class Table:
         """Encode what is missing, unless another process does: then wait for it."""
         if not self.missing:
             return
-        with self._locked():
+        with alone(self.folder, self.progress, "encoding"):
             self._find()
             for stale in self.folder.glob(".*.safetensors.*"):  # of a process that was killed
                 stale.unlink()
@@ -118,7 +118,7 @@ class Table:
         if path in self._mended:
             raise OSError(f"{str(path)!r} is damaged as soon as it is written: check the disk.")
         self._mended.add(path)
-        with self._locked():
+        with alone(self.folder, self.progress, "encoding"):
             if not _is_whole(path):
                 path.unlink(missing_ok=True)
         self._find()
@@ -174,19 +174,21 @@ class Table:
                 found[name][at] = rows
         return found
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.progress.say(f"waiting for another run, which is encoding into {str(self.folder)!r}")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+
+@contextmanager
+def alone(folder: Path, progress: Progress, doing: str) -> Iterator[None]:
+    """Hold a folder of the cache, once no other process does; `doing` is what the holder does, e.g. `"encoding"`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.say(f"waiting for another run, which is {doing} into {str(folder)!r}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _DamagedError(ValueError):

@@ -17,7 +17,7 @@ from torch import Tensor
 from aptp.config import Choice
 from aptp.core import distributed
 from aptp.core.data import Sample
-from aptp.core.files import replacing, write_json
+from aptp.core.files import write_json
 from aptp.core.metric import GenerationBatch
 from aptp.core.record import Result
 from aptp.core.router import load_of, perplexity, serve
@@ -25,9 +25,10 @@ from aptp.core.timing import latencies_ms, repeated
 from aptp.experts import size_of
 from aptp.harness.clusters import nmi
 from aptp.harness.data import fit
+from aptp.harness.drawing import draw_dense, draw_pictures, is_whole, picture, save_picture
 from aptp.harness.measure import BATCH, peak_memory_mb
 from aptp.harness.processes import by_itself
-from aptp.harness.training import autocast, generator_for
+from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace, make
 from aptp.pipeline import RoutedPipeline
 from aptp.report.measures import TO_DENSE
@@ -35,8 +36,6 @@ from aptp.report.wording import plural
 
 ESTIMATE = 0.1
 """An estimate of an expert's cost further off than this share of the measured is worth a warning."""
-
-END_OF_PNG = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -67,61 +66,11 @@ class Questions:
         return list(range(len(self.samples)))
 
 
-def draw_pictures(
-    work: Workspace,
-    pipe: RoutedPipeline,
-    folder: Path,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    experts: Sequence[int],
-    steps: int | None = None,
-) -> None:
-    """Draw what is not yet in `folder`, as `000.png`, …; expert −1 is the dense model.
-
-    `steps` are the sampling steps, the run's own by default.
-
-    A part of four batches is drawn whole or not at all, so that a resumed run draws the same bits. Of
-    several processes, each draws parts of its own.
-    """
-    options = work.config.evaluate
-    starts = range(0, len(prompts), options.batch * 4)[distributed.rank() :: distributed.processes()]
-    parts = [range(start, min(start + options.batch * 4, len(prompts))) for start in starts]
-    with work.progress.task(f"drawing {folder.name}", sum(map(len, parts))) as advance:
-        for part in parts:
-            if all(_is_whole(folder / f"{i:03d}.png") for i in part):
-                advance(len(part))
-                continue
-            with autocast(work.device, options.precision):
-                drawn = pipe(
-                    [prompts[i] for i in part],
-                    seed=[seeds[i] for i in part],
-                    experts=[experts[i] for i in part],
-                    num_inference_steps=steps or options.steps,
-                    guidance_scale=options.guidance,
-                    batch_size=options.batch,
-                    advance=advance,
-                )
-            for place, image in zip(part, drawn.images, strict=True):
-                save_picture(image, folder / f"{place:03d}.png")
-    distributed.wait()
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG atomically."""
-    with replacing(path, lasting=False) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether there is a PNG to its last bytes, which one that was being written when a machine went down has not."""
-    return path.is_file() and path.read_bytes().endswith(END_OF_PNG)
-
-
 def save_real(work: Workspace, questions: Questions) -> None:
     """The real pictures of the evaluation prompts."""
     for place, sample in enumerate(questions.samples):
-        path = questions.real / f"{place:03d}.png"
-        if not _is_whole(path):
+        path = picture(questions.real, place)
+        if not is_whole(path):
             save_picture(fit(sample, work.preparer.latent_size * work.pipeline.vae_scale_factor), path)
 
 
@@ -173,7 +122,7 @@ def _metrics_of(
 
 
 def _pictures(folder: Path, places: Sequence[int]) -> Tensor:
-    arrays = [np.asarray(Image.open(folder / f"{place:03d}.png").convert("RGB")) for place in places]
+    arrays = [np.asarray(Image.open(picture(folder, place)).convert("RGB")) for place in places]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
@@ -188,7 +137,7 @@ def dense_results(work: Workspace, pipe: RoutedPipeline, questions: Questions) -
 
 def _dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -> Result:
     experts = [-1] * len(questions.samples)
-    draw_pictures(work, pipe, questions.dense, questions.prompts, questions.seeds, experts)
+    draw_dense(work, pipe, questions.dense, questions.prompts, questions.seeds)
     size = work.sample_size, work.text_tokens
     return Result(
         name="dense",
@@ -208,7 +157,7 @@ def _dense_result(work: Workspace, pipe: RoutedPipeline, questions: Questions) -
 
 def _with_steps(work: Workspace, pipe: RoutedPipeline, questions: Questions, dense: Result, steps: int) -> Result:
     experts, folder = [-1] * len(questions.samples), f"samples/dense-{steps}"
-    draw_pictures(work, pipe, work.path(folder), questions.prompts, questions.seeds, experts, steps)
+    draw_dense(work, pipe, work.path(folder), questions.prompts, questions.seeds, steps)
     figures = {
         "name": f"dense, {plural(steps, 'step')}",
         "peak_memory_mb": None,
@@ -340,7 +289,7 @@ def draw_gallery(
     samples = [questions.samples[i] for i in chosen]
     columns: list[dict] = [{"name": "real", "folder": "gallery/real"}]
     for place, i in enumerate(chosen) if distributed.is_main() else ():
-        save_picture(Image.open(questions.real / f"{i:03d}.png"), work.path(f"gallery/real/{place:03d}.png"))
+        save_picture(Image.open(picture(questions.real, i)), picture(work.path("gallery/real"), place))
     models = [("dense", "dense", pipe, -1)]
     models += [(f"expert {k}", f"expert-{k:02d}", pipe, k) for k in range(len(pipe.bundle.fractions))]
     models += [(name, name, other, 0) for name, other in others.items()]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 
 import aptp
-from aptp.harness.evaluate import Questions, draw_pictures
+from aptp.harness.evaluate import Questions
 from aptp.harness.workspace import Workspace
 from aptp.pipeline import RoutedPipeline
 
@@ -24,34 +21,6 @@ def test_questions_are_drawn_by_seed_alone(open_work) -> None:
     other = Questions.draw(open_work(seed=1))
     assert first.prompts == second.prompts != other.prompts
     assert len(first.prompts) == len(set(first.index.tolist())) == 12
-
-
-def bits(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
-
-
-def draw(work: Workspace, pipe: RoutedPipeline, folder: Path) -> None:
-    prompts = work.validation.prompts().text[:8]
-    draw_pictures(work, pipe, folder, prompts, list(range(8)), [0, 1, 2, -1, 0, 1, 0, 0])
-
-
-def test_pictures_are_drawn_once_and_the_same_after_an_interruption(
-    open_work, pipe: RoutedPipeline, tmp_path: Path
-) -> None:
-    work = open_work(evaluate={"batch": 1, "steps": 1})
-    draw(work, pipe, tmp_path / "whole")
-    whole = bits(tmp_path / "whole")
-    assert list(whole) == [f"{i:03d}.png" for i in range(8)]
-    times = [file.stat().st_mtime_ns for file in sorted((tmp_path / "whole").iterdir())]
-    draw(work, pipe, tmp_path / "whole")
-    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "whole").iterdir())] == times
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    for missing in ("002.png", "006.png", "007.png"):
-        (tmp_path / "resumed" / missing).unlink()
-    (tmp_path / "resumed/003.png").write_bytes(whole["003.png"][:-9])
-    (tmp_path / "resumed/005.png").write_bytes(b"")
-    draw(work, pipe, tmp_path / "resumed")
-    assert bits(tmp_path / "resumed") == whole
 
 
 def test_recorded_pictures_are_those_of_the_served_pipeline(finished, base: Workspace, pipe: RoutedPipeline) -> None:
@@ -104,14 +73,3 @@ def test_figures_of_routing_agree_with_one_another(finished) -> None:
     assert (counts.sum(0) / counts.sum()).tolist() == pytest.approx(routing["load"])
     for kind, row in zip(routing["kinds"], counts, strict=True):
         assert routing["mean_cost_of_kind"][kind] == pytest.approx(float(row / row.sum() @ costs))
-
-
-def test_drawing_in_bf16_changes_pictures_by_rounding_alone(open_work, pipe: RoutedPipeline, tmp_path: Path) -> None:
-    import numpy as np
-    from PIL import Image
-
-    for precision in ("fp32", "bf16"):
-        draw(open_work(evaluate={"steps": 4, "precision": precision}), pipe, tmp_path / precision)
-    pairs = [[Image.open(tmp_path / p / f"{i:03d}.png") for p in ("fp32", "bf16")] for i in range(8)]
-    apart = [np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() for a, b in pairs]
-    assert 0 < max(apart) < 4  # of 255

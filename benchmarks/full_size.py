@@ -31,9 +31,8 @@ from aptp.harness.search import search
 from aptp.harness.selection import choose
 from aptp.harness.workspace import Workspace, make
 from aptp.host import default_host
+from aptp.report.wording import plural
 from aptp.testing import tiny_inputs
-
-STEPS = 3
 
 
 @contextmanager
@@ -78,14 +77,14 @@ def pipeline_around(unet: nn.Module) -> StableDiffusionPipeline:
     )
 
 
-def workspace(unet: nn.Module, folder: Path, batch: int) -> Workspace:
+def workspace(unet: nn.Module, folder: Path, batch: int, steps: int) -> Workspace:
     """That of a run on a few pictures, prepared for its search."""
     flags = {
         "data": {"name": "scenes", "train": 2 * batch + 2, "validation": 2},
         "budget": TARGET,
         "experts": 2,
         "prepare.cache": str(folder / "cache"),
-        "search": {"steps": STEPS, "batch": batch, "start": "magnitude"},
+        "search": {"steps": steps, "batch": batch, "start": "magnitude"},
     }
     config, host = load_config(flags=flags).resolved(default_host()), default_host()
     record = Record(started="", config={}, versions={}, hardware={})
@@ -101,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=96, help="height and width of the latents")
     parser.add_argument("--batch", type=int, default=1, help="pictures in a search step")
+    parser.add_argument("--steps", type=int, default=3, help="search steps")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -125,8 +125,8 @@ def main() -> None:
     del small
     with tempfile.TemporaryDirectory() as folder:
         with measured("preparing a few pictures"):
-            work = workspace(unet, Path(folder), asked.batch)
-        with measured(f"{STEPS} search steps, with start and calibration"):
+            work = workspace(unet, Path(folder), asked.batch, asked.steps)
+        with measured(f"{plural(asked.steps, 'search step')}, with start and calibration"):
             found = search(work)
     print(f"\nmasked against sliced: {error:.1e}; cost of the experts, calibrated: {found.expected:.3f}")
 

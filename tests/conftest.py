@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -51,7 +52,25 @@ def small_tokenizer() -> CLIPTokenizer:
 
 
 @pytest.fixture(scope="session")
-def sd_folder(small_tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder that is read by all tests, once for all of pytest-xdist's processes."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        made, done = root / "shared" / name, root / "shared" / f"{name}.done"
+        made.parent.mkdir(exist_ok=True)
+        with FileLock(f"{made}.lock"):
+            if not done.exists():
+                make(made)
+                done.touch()
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd_folder(small_tokenizer: CLIPTokenizer, shared_folder: Callable[..., Path]) -> Path:
     """A whole Stable Diffusion pipeline of random weights: 8 × 8 latents, 16 × 16 pictures."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -88,9 +107,7 @@ def sd_folder(small_tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathF
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    folder = tmp_path_factory.mktemp("model") / "sd"
-    pipeline.save_pretrained(folder)
-    return folder
+    return shared_folder("sd", pipeline.save_pretrained)
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +210,7 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def small_config(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def small_config(sd_folder: Path, shared_folder: Callable[..., Path]) -> RunConfig:
     """A run of seconds: 3 experts of the random pipeline, the real data, encoder and metrics."""
     from aptp.config import load_config
     from aptp.host import default_host
@@ -204,7 +221,7 @@ def small_config(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
         "encoder": {"name": "minilm", "max_tokens": 24},
         "budget": 0.7,
         "experts": 3,
-        "prepare.cache": str(tmp_path_factory.mktemp("cache")),
+        "prepare.cache": str(shared_folder("cache", Path.mkdir)),
         "search": {"steps": 20, "batch": 8},
         "recover": {"steps": 12, "batch": 8},
         "evaluate": {"prompts": 12, "steps": 2, "batch": 6, "gallery": 1},
@@ -214,14 +231,15 @@ def small_config(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 @pytest.fixture(scope="session")
-def finished(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(small_config: RunConfig, shared_folder: Callable[..., Path]) -> Finished:
     """That run, done; read it, change nothing in it."""
     from aptp.core.progress import Quiet
+    from aptp.core.record import Record
     from aptp.harness import run
     from aptp.host import default_host
 
-    out = tmp_path_factory.mktemp("finished") / "run"
-    return Finished(out, small_config, run(small_config, out, host=default_host(), progress=Quiet()))
+    out = shared_folder("run", lambda out: run(small_config, out, host=default_host(), progress=Quiet()))
+    return Finished(out, small_config, Record.load(out / "record.json"))
 
 
 class RayCluster:

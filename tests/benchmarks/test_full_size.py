@@ -18,7 +18,7 @@ NEEDED, ALLOWED = 8, 20  # GB
 def test_a_full_size_u_net_is_gated_counted_sliced_and_searched() -> None:
     if psutil.virtual_memory().available < NEEDED * 1e9:
         pytest.skip(f"it takes {NEEDED} GB of memory, which are not free")
-    command = [sys.executable, SCRIPT, "--size", "32", "--threads", "1"]
+    command = [sys.executable, SCRIPT, "--size", "32", "--steps", "1", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     peaks = [float(row.split("|")[-2]) for row in done.stdout.splitlines()[2:] if row.startswith("|")]

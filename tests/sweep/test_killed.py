@@ -24,17 +24,20 @@ pytestmark = [
 
 PATIENCE = 300
 CELLS = ("seed=0", "seed=1")
+STOPPED = "seed=1"
 FILES = ("router/router.safetensors", "router/space.json", "experts/*/*", "samples/*/*.png")
 
 
 @pytest.fixture(scope="module")
-def file(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of the small run, with less to draw."""
-    file = tmp_path_factory.mktemp("sweep") / "two.yaml"
+def files(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Sweeps over two seeds of the small run, with less to draw, and over the second alone."""
     base = small_config.model_dump(mode="json") | {"compare": []}
     base["evaluate"] |= {"prompts": 6, "gallery": 0}
-    file.write_text(yaml.safe_dump({"base": base, "grid": {"seed": [0, 1]}}))
-    return file
+    home = tmp_path_factory.mktemp("sweep")
+    two, one = home / "two.yaml", home / "one.yaml"
+    two.write_text(yaml.safe_dump({"base": base, "grid": {"seed": [0, 1]}}))
+    one.write_text(yaml.safe_dump({"base": base, "grid": {"seed": [1]}}))
+    return two, one
 
 
 def sweep(file: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -46,14 +49,15 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_killed_sweep_goes_on_to_the_same_results(file: Path) -> None:
+def test_a_killed_sweep_goes_on_to_the_same_results(files: tuple[Path, Path]) -> None:
+    file, one = files
     whole, killed = file.parent / "whole", file.parent / "killed"
-    assert sweep(file, whole).wait(PATIENCE) == 0
+    assert sweep(one, whole).wait(PATIENCE) == 0
 
     first = sweep(file, killed)
     deadline = time.monotonic() + PATIENCE
     try:
-        while not (killed / "seed=1/logs/search.jsonl").exists():
+        while not (killed / STOPPED / "logs/search.jsonl").exists():
             assert first.poll() is None, "the sweep ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -72,11 +76,11 @@ def test_a_killed_sweep_goes_on_to_the_same_results(file: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (killed / "seed=0").rglob("*")} == finished
     table = Table.model_validate_json((killed / "sweep.json").read_text())
     assert [entry.status for entry in table.runs] == ["done", "done"]
-    for name in CELLS:
-        ours, theirs = (Record.load(out / name / "record.json") for out in (killed, whole))
-        assert (ours.status, ours.experts, ours.budget) == ("done", theirs.experts, theirs.budget)
-        assert [result.metrics for result in ours.results] == [result.metrics for result in theirs.results]
-        files = [path.relative_to(whole / name) for glob in FILES for path in (whole / name).glob(glob)]
-        assert len(files) > 10
-        for path in files:
-            assert (killed / name / path).read_bytes() == (whole / name / path).read_bytes(), path
+    ours, theirs = (out / STOPPED for out in (killed, whole))
+    record, other = (Record.load(out / "record.json") for out in (ours, theirs))
+    assert (record.status, record.experts, record.budget) == ("done", other.experts, other.budget)
+    assert [result.metrics for result in record.results] == [result.metrics for result in other.results]
+    paths = [path.relative_to(theirs) for glob in FILES for path in theirs.glob(glob)]
+    assert len(paths) > 10
+    for path in paths:
+        assert (ours / path).read_bytes() == (theirs / path).read_bytes(), path

@@ -52,9 +52,9 @@ def test_a_route_is_a_function_of_the_prompt_alone(pipe: RoutedPipeline, prompts
     together = {route.prompt: route for route in pipe.route(prompts)}
     assert len({route.expert for route in together.values()}) == 3
     shuffled = random.Random(1).sample(prompts, len(prompts))
-    sevens = [route for start in range(0, 140, 7) for route in pipe.route(shuffled[start : start + 7])]
-    alone = [pipe.route([prompt])[0] for prompt in shuffled[-60:]]
-    for route in [*pipe.route(shuffled[:400]), *sevens, *alone]:
+    sevens = [route for start in range(0, 70, 7) for route in pipe.route(shuffled[start : start + 7])]
+    alone = [pipe.route([prompt])[0] for prompt in shuffled[-40:]]
+    for route in [*pipe.route(shuffled[:200]), *sevens, *alone]:
         assert route.expert == together[route.prompt].expert, route.prompt
         assert route.margin == pytest.approx(together[route.prompt].margin, abs=1e-5)
 
@@ -67,7 +67,7 @@ def test_a_route_tells_the_cost_of_its_expert(pipe: RoutedPipeline, finished, pr
 
 def test_pictures_come_in_the_order_asked_and_each_stands_alone(pipe: RoutedPipeline, prompts: list[str]) -> None:
     of: dict[int, list[str]] = {}
-    for route in pipe.route(prompts):
+    for route in pipe.route(prompts[::4]):
         of.setdefault(route.expert, []).append(route.prompt)
     asked = [text for texts in of.values() for text in texts[:2]]
     assert len(asked) == 6
@@ -104,7 +104,7 @@ def test_a_picture_does_not_depend_on_what_else_is_asked(embedded: RoutedPipelin
     things = ("star", "dot", "square", "word", "ring", "cross", "stripe", "bar")
     asked = [f"a {colour} {thing}" for colour in ("red", "blue", "green", "grey") for thing in things]
     experts = [(3 * place) % 7 % 4 - 1 for place in range(32)]
-    drawing = {"num_inference_steps": 6, "guidance_scale": 3.0, "output_type": "np"}
+    drawing = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"}
     mixed = embedded(asked, seed=range(32), experts=experts, **drawing).images
     order = random.Random(0).sample(range(32), 32)
     permuted = embedded([asked[i] for i in order], seed=order, experts=[experts[i] for i in order], **drawing).images

@@ -219,9 +219,9 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("rank", "killed_after"), [(0, 1), (0, 2), (0, 4), (2, 2), (2, 5)])
+@pytest.mark.parametrize(("rank", "kills"), [(0, (1, 2, 4)), (2, (2, 5))])
 def test_a_resumed_recovery_is_the_same(
-    open_work, monkeypatch: pytest.MonkeyPatch, rank: int, killed_after: int
+    open_work, monkeypatch: pytest.MonkeyPatch, rank: int, kills: tuple[int, ...]
 ) -> None:
     """Also between the phases, and where the steps are shared by an error that was measured before."""
     if rank:
@@ -230,19 +230,22 @@ def test_a_resumed_recovery_is_the_same(
     monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SHARE", math.inf)
     monkeypatch.setattr("aptp.harness.steps.TRIED", 8)
     options = {"steps": 6, "joint": 0.34, "share": "error", "rank": rank, "batch": 4}
-    whole, stopped, resumed = (open_work(out, **SPLIT, recover=options) for out in ("whole", "cut", "cut"))
+    whole, *others = (open_work(out, **SPLIT, recover=options) for out in ("whole", *["cut"] * (len(kills) + 1)))
     begun = found(whole, 2)
-    for work in (whole, stopped):
+    for work in (whole, others[0]):
         make_experts(work, begun)
     recover(whole, begun.architectures, torch.zeros(2).double())
 
-    def die(stage: str, step: int, total: int, values: dict) -> None:
-        if step + 1 == killed_after:
-            raise _Killed
+    for stopped, killed_after in zip(others, kills, strict=False):
 
-    monkeypatch.setattr(stopped, "step_ended", die)
-    with pytest.raises(_Killed):
-        recover(stopped, begun.architectures, torch.zeros(2).double())
+        def die(stage: str, step: int, total: int, values: dict, last: int = killed_after) -> None:
+            if step + 1 == last:
+                raise _Killed
+
+        monkeypatch.setattr(stopped, "step_ended", die)
+        with pytest.raises(_Killed):
+            recover(stopped, begun.architectures, torch.zeros(2).double())
+    resumed = others[-1]
     recover(resumed, begun.architectures, torch.zeros(2).double())
     assert {line["expert"] for line in log_of(whole)} == {None, 0, 1}
     assert log_of(resumed) == log_of(whole)

@@ -246,6 +246,21 @@ def pipeline_fingerprint(pipeline: DiffusionPipeline) -> str:
     return fingerprint(*(module for module in modules if isinstance(module, torch.nn.Module)))
 
 
+def settings(part: object) -> list[Any]:
+    """The kind of a pipeline, or of a part of one, and how it is configured; of a tokenizer, all that it knows."""
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    if isinstance(part, PreTrainedTokenizerBase):
+        rules = getattr(part, "backend_tokenizer", None)
+        known = json.loads(rules.to_str()) if rules else part.get_vocab()
+        last_call = {"padding": None, "truncation": None}
+        return [type(part).__name__, part.model_max_length, known | last_call]
+    config = getattr(part, "config", {})
+    if isinstance(config, PreTrainedConfig):
+        config = config.to_dict() | {"transformers_version": None}
+    return [type(part).__name__, {name: str(value) for name, value in config.items() if not name.startswith("_")}]
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without the libraries' own progress bars and remarks; their settings are put back."""

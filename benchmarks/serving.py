@@ -80,7 +80,9 @@ def leave(url: str) -> None:
     head = "\r\n".join([f"POST {IMAGES} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""])
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
+        deadline = time.monotonic() + 60
         while not figures(url)["aptp_taken_pictures"]:
+            assert time.monotonic() < deadline, "nothing is taken"
             time.sleep(0.01)
 
 

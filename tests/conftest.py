@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -62,6 +63,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         made.parent.mkdir(exist_ok=True)
         with FileLock(f"{made}.lock"):
             if not done.exists():
+                shutil.rmtree(made, ignore_errors=True)
                 make(made)
                 done.touch()
         return made

@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 from aptp.core.errors import RequestError
 from aptp.harness import plan
 from aptp.host import default_host
-from aptp.models import device_of, find_model, fingerprint, load_pipeline, pipeline_files, pipeline_fingerprint
+from aptp.models import (
+    device_of,
+    find_model,
+    fingerprint,
+    load_pipeline,
+    pipeline_files,
+    pipeline_fingerprint,
+    settings,
+)
 
 CPU = torch.device("cpu")
 
@@ -228,6 +236,20 @@ def test_a_pipeline_fingerprint_covers_the_text_encoder(sd_folder: Path) -> None
     before = pipeline_fingerprint(pipeline)
     next(pipeline.text_encoder.parameters()).add_(1)
     assert pipeline_fingerprint(pipeline) != before
+
+
+def test_settings_are_what_a_part_was_made_with_and_not_its_last_call(sd_folder: Path) -> None:
+    pipeline, other = (load_pipeline(str(sd_folder), torch.device("cpu")) for _ in range(2))
+    before = {name: settings(part) for name, part in pipeline.components.items()}
+    json.dumps(before)
+    pipeline.encode_prompt("a red star", "cpu", 1, True)
+    assert {name: settings(part) for name, part in pipeline.components.items()} == before
+    assert {name: settings(part) for name, part in other.components.items()} == before
+    pipeline.tokenizer.add_tokens(["star"])
+    pipeline.text_encoder.config.hidden_act = "relu"
+    pipeline.scheduler.register_to_config(timestep_spacing="trailing")
+    after = {name: settings(part) for name, part in pipeline.components.items()}
+    assert {name for name in after if after[name] != before[name]} == {"tokenizer", "text_encoder", "scheduler"}
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -1,15 +1,17 @@
-"""The cache of encoded pictures and texts: rows found by what they were made from, in files read where they lie.
+"""The cache of what runs share. Encoded pictures and texts are rows, found by what they were made from.
 
 A folder holds the rows of one encoder: safetensors files (shards) of bounded size, each written whole and renamed into
-place, so that what was killed goes on after its last shard. Rows are read through a memory map, so the largest folder
-takes no more memory than what is asked of it. Cut files are noticed as they are opened; each row has a checksum that is
-compared as it is read, so that hundreds of gigabytes are not read to start. What is damaged is encoded anew.
+place, so that what was killed goes on after its last shard. Rows are read where they lie, through a memory map, so the
+largest folder takes no more memory than what is asked of it. Cut files are noticed as they are opened; each row has a
+checksum that is compared as it is read, so that hundreds of gigabytes are not read to start. What is damaged is encoded
+anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -173,6 +175,16 @@ class Table:
                     found[name] = rows.new_empty(len(index), *rows.shape[1:])
                 found[name][at] = rows
         return found
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a folder of the cache is there, or can be made, and takes new files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

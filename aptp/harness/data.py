@@ -24,7 +24,7 @@ from aptp.core.errors import RequestError
 from aptp.core.pictures import upright_rgb
 from aptp.core.progress import Progress
 from aptp.core.router import PromptBatch
-from aptp.models import fingerprint
+from aptp.models import fingerprint, settings
 from aptp.report.wording import plural
 
 if TYPE_CHECKING:
@@ -261,12 +261,12 @@ class Preparer:
 
     def _text(self, captions: Sequence[str], task: str) -> Table:
         """Families that share an encoder read it differently, by their pipeline's kind and the denoiser's config."""
-        config = {name: str(value) for name, value in self._module.config.items() if not name.startswith("_")}
 
         def encode(texts: list[str]) -> dict[str, Tensor]:
             return self.denoiser.encode_text(self.pipeline, texts, self.latent_size)
 
-        encoder = ("text", self._text_fingerprint, self.latent_size, type(self.pipeline).__name__, config)
+        reader = type(self.pipeline).__name__, settings(self._module)
+        encoder = ("text", self._text_fingerprint, self.latent_size, *reader)
         return self._texts(encoder, captions, encode, task)
 
     def _embeds(self, captions: Sequence[str], task: str) -> Table:
@@ -304,8 +304,9 @@ class Preparer:
 
     @functools.cached_property
     def _text_fingerprint(self) -> str:
-        encoders = (c for n, c in sorted(self.pipeline.components.items()) if n.startswith("text_encoder"))
-        return fingerprint(*filter(None, encoders))
+        parts = [c for n, c in sorted(self.pipeline.components.items()) if n.startswith(("text_encoder", "tokenizer"))]
+        weights = fingerprint(*(part for part in parts if isinstance(part, Module)))
+        return key_of(weights, [settings(part) for part in parts]).hex()
 
     @functools.cached_property
     def _encoder_fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -11,15 +11,16 @@ from pathlib import Path
 from PIL import Image
 
 from aptp.core import distributed
-from aptp.core.cache import alone, key_of
+from aptp.core.cache import alone, is_writable, key_of
+from aptp.core.errors import RequestError
 from aptp.core.files import replacing
 from aptp.harness.training import autocast
 from aptp.harness.workspace import Workspace
-from aptp.models import pipeline_fingerprint
+from aptp.models import pipeline_fingerprint, settings
 from aptp.pipeline import RoutedPipeline
 
 END_OF_PNG = b"IEND\xaeB`\x82"
-DRAWN_BY = ("torch", "diffusers", "transformers")
+DRAWN_BY = ("aptp", "torch", "diffusers", "transformers")
 """Libraries of which other versions may draw other pictures."""
 
 
@@ -73,21 +74,27 @@ def draw_dense(
     """Have the dense model's pictures in `folder`, from the cache, where other runs find them again.
 
     What they depend on names their place there: the model, prompts and seeds, how they are sampled, the kind of device
-    and the libraries' versions. Of several runs one draws, and the others wait for it.
+    and the libraries' versions. Of several runs one draws, and the others wait for it. A cache that cannot be written
+    is left alone.
+
+    Raises:
+        RequestError: if the processes of this run do not see the same cache.
     """
     places = range(len(prompts))
     if distributed.on_main(lambda: all(is_whole(picture(folder, place)) for place in places)):
         return
-    cached = work.preparer.cache / f"pictures-{_key(work, prompts, seeds, steps)}" / folder.name
+    key = key_of(_depends_on(work, pipe, prompts, seeds, steps or work.config.evaluate.steps)).hex()
+    cached = distributed.shared(work.preparer.cache / f"pictures-{key}" / "dense")
+    if not distributed.on_main(lambda: is_writable(cached)):
+        work.progress.say(f"the cache {str(cached.parent)!r} cannot be written: this run draws for itself alone")
+        draw_pictures(work, pipe, folder, prompts, seeds, [-1] * len(prompts), steps)
+        return
     with alone(cached, work.progress, "drawing") if distributed.is_main() else nullcontext():
         if distributed.is_main():
-            _clean(cached)
+            _clean(cached, work.preparer.latent_size * work.pipeline.vae_scale_factor)
         distributed.wait()
         draw_pictures(work, pipe, cached, prompts, seeds, [-1] * len(prompts), steps)
-        for place in places if distributed.is_main() else ():
-            with replacing(picture(folder, place), lasting=False) as temporary:
-                shutil.copyfile(picture(cached, place), temporary)
-    distributed.wait()
+        distributed.on_main(lambda: _copy(cached, folder, places))
 
 
 def picture(folder: Path, place: int) -> Path:
@@ -106,29 +113,42 @@ def is_whole(path: Path) -> bool:
     return path.is_file() and path.read_bytes().endswith(END_OF_PNG)
 
 
-def _key(work: Workspace, prompts: Sequence[str], seeds: Sequence[int], steps: int | None) -> str:
-    """What the dense model's pictures depend on."""
-    options, pipeline = work.config.evaluate, work.pipeline
-    parts = {name: (type(part).__name__, _config(part)) for name, part in sorted(pipeline.components.items())}
-    drawing = [steps or options.steps, options.guidance, options.batch, options.precision, work.device.type]
-    libraries = [metadata.version(library) for library in DRAWN_BY]
-    model = [type(pipeline).__name__, pipeline_fingerprint(pipeline), parts]
-    return key_of(model, list(prompts), list(seeds), drawing, libraries).hex()
+def _depends_on(
+    work: Workspace, pipe: RoutedPipeline, prompts: Sequence[str], seeds: Sequence[int], steps: int
+) -> list[object]:
+    """All that the dense model's pictures depend on."""
+    options, base = work.config.evaluate, pipe.base
+    parts = {name: settings(part) for name, part in sorted(base.components.items())}
+    return [
+        [pipeline_fingerprint(base), settings(base), parts, str(pipe.bundle.call_options)],
+        [list(prompts), list(seeds)],
+        [steps, options.guidance, options.batch, options.precision, work.device.type],
+        [metadata.version(library) for library in DRAWN_BY],
+    ]
 
 
-def _config(part: object) -> dict[str, str]:
-    """How diffusers configured a part of a pipeline."""
-    config = getattr(part, "config", None)
-    return {k: str(v) for k, v in config.items() if not k.startswith("_")} if isinstance(config, Mapping) else {}
-
-
-def _clean(folder: Path) -> None:
-    """Delete what killed processes left half-written, and pictures that have been damaged since."""
+def _clean(folder: Path, size: int) -> None:
+    """Delete what killed processes left half-written, and what is no sound picture of so many pixels a side."""
     for stale in folder.glob(".*.png.*"):
         stale.unlink()
     for path in folder.glob("*.png"):
         try:
             with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError):
+                sound = image.size == (size, size)
+                image.verify()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            sound = False
+        if not sound:
             path.unlink()
+
+
+def _copy(cached: Path, folder: Path, places: Sequence[int]) -> None:
+    """Copy pictures out of the cache."""
+    for place in places:
+        if not picture(cached, place).is_file():
+            raise RequestError(
+                f"another process drew {str(picture(cached, place))!r} elsewhere: all processes of a run have to see "
+                "one folder as prepare.cache."
+            )
+        with replacing(picture(folder, place), lasting=False) as temporary:
+            shutil.copyfile(picture(cached, place), temporary)

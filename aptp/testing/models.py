@@ -157,11 +157,11 @@ def tiny_space(model: nn.Module, align: int = 1) -> SearchSpace:
 
 
 def tiny_cost_model(model: nn.Module, space: SearchSpace) -> CostModel:
-    """Multiply-accumulates of a tiny model on 8×8 latents, counted once for all models of the same configuration."""
-    key = type(model), str(model.config), str(space.to_dict())
+    """Multiply-accumulates of a tiny model on 8×8 latents, counted once for all models that are built alike."""
+    key = str(model), str(model.config), str(space.to_dict())
     if key not in _COSTS:
         _COSTS[key] = MacsBudget(MacsBudget.Options()).profile(denoiser_of(model), model, space, tiny_inputs(model))
     return _COSTS[key]
 
 
-_COSTS: dict[tuple[type, str, str], CostModel] = {}
+_COSTS: dict[tuple[str, str, str], CostModel] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 from collections.abc import Callable
 from dataclasses import replace
@@ -274,6 +275,20 @@ def test_changed_weights_are_another_key(make: Callable[[], Preparer], base: Wor
     finally:
         weight.copy_(kept)
     assert len(opened) == 2
+
+
+def test_another_tokenizer_is_another_key(make: Callable[[], Preparer], base: Workspace) -> None:
+    captions = ["a red star"]
+    assert make()._text(captions, "text").missing == [0]
+    make().text(captions, "training")
+    assert make()._text(captions, "text").missing == []
+    tokenizer = base.pipeline.tokenizer
+    try:
+        base.pipeline.tokenizer = copy.deepcopy(tokenizer)
+        base.pipeline.tokenizer.add_tokens(["star"])
+        assert make()._text(captions, "text").missing == [0]
+    finally:
+        base.pipeline.tokenizer = tokenizer
 
 
 def test_pictures_are_cropped_to_a_square() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import aptp
+from aptp.core.cache import key_of
+from aptp.core.errors import RequestError
 from aptp.harness import drawing
 from aptp.harness.drawing import draw_dense, draw_pictures
 from aptp.harness.workspace import Workspace
@@ -53,7 +58,6 @@ def test_pictures_are_drawn_once_and_the_same_after_an_interruption(
 
 def test_drawing_in_bf16_changes_pictures_by_rounding_alone(open_work, pipe: RoutedPipeline, tmp_path: Path) -> None:
     import numpy as np
-    from PIL import Image
 
     for precision in ("fp32", "bf16"):
         draw(open_work(evaluate={"steps": 4, "precision": precision}), pipe, tmp_path / precision)
@@ -63,17 +67,17 @@ def test_drawing_in_bf16_changes_pictures_by_rounding_alone(open_work, pipe: Rou
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """The folders into which pictures were drawn, one entry a call that drew any."""
-    folders: list[Path] = []
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Where pictures that were drawn were written, one after another."""
+    paths: list[Path] = []
     save = drawing.save_picture
 
-    def spy(image, path: Path) -> None:
-        folders.append(path)
+    def spy(image: Image.Image, path: Path) -> None:
+        paths.append(path)
         save(image, path)
 
     monkeypatch.setattr(drawing, "save_picture", spy)
-    return folders
+    return paths
 
 
 def dense(work: Workspace, pipe: RoutedPipeline, folder: Path, **changes) -> dict[str, bytes]:
@@ -94,12 +98,12 @@ def test_the_dense_model_draws_once_for_all_runs(work: Workspace, pipe, drawn: l
     draw_pictures(work, pipe, tmp_path / "itself", PROMPTS, SEEDS, [-1] * 3)
     assert bits(tmp_path / "itself") == first
     drawn.clear()
+    (tmp_path / "first/dense/001.png").write_bytes(b"painted over")
     assert dense(work, pipe, tmp_path / "second/dense") == first
+    assert dense(work, pipe, tmp_path / "second/dense-1", steps=1) == first
     shutil.rmtree(tmp_path / "cache")
     assert dense(work, pipe, tmp_path / "second/dense") == first  # a run that has them asks for no cache
     assert drawn == []
-    (tmp_path / "first/dense/001.png").write_bytes(b"painted over")
-    assert dense(work, pipe, tmp_path / "third/dense") == first
 
 
 @pytest.mark.parametrize(
@@ -111,37 +115,70 @@ def test_other_questions_have_pictures_of_their_own(work, pipe, tmp_path: Path, 
     assert other != first == dense(work, pipe, tmp_path / "again/dense")
 
 
+def all_that_counts(work: Workspace, pipe: RoutedPipeline) -> bytes:
+    return key_of(drawing._depends_on(work, pipe, PROMPTS, SEEDS, 1))
+
+
 @pytest.mark.parametrize("changes", [{"guidance": 1.0}, {"batch": 1}, {"precision": "bf16"}], ids=str)
-def test_other_ways_to_draw_have_pictures_of_their_own(work, pipe, open_work, drawn, tmp_path: Path, changes) -> None:
-    dense(work, pipe, tmp_path / "first/dense")
-    drawn.clear()
-    other = open_work(prepare={"cache": str(tmp_path / "cache")}, evaluate={"steps": 1, **changes})
-    dense(other, pipe, tmp_path / "other/dense")
-    assert len(drawn) == 3
+def test_other_ways_to_draw_count(work: Workspace, pipe, open_work, changes: dict) -> None:
+    other = open_work(evaluate={"steps": 1, **changes})
+    assert all_that_counts(other, pipe) != all_that_counts(work, pipe)
+    assert all_that_counts(open_work(evaluate={"steps": 1, "prompts": 4}, experts=2), pipe) == all_that_counts(
+        work, pipe
+    )
 
 
-def test_other_models_have_pictures_of_their_own(work, pipe, drawn, tmp_path: Path) -> None:
-    import torch
+def weights_of(name: str) -> Callable[[RoutedPipeline], None]:
+    def change(pipe: RoutedPipeline) -> None:
+        with torch.no_grad():
+            next(getattr(pipe.base, name).parameters()).mul_(1.5)
 
-    dense(work, pipe, tmp_path / "first/dense")
-    weight = next(work.dense.parameters())
-    scheduler = work.pipeline.scheduler
-    kept = weight.detach().clone()
-    try:
-        with torch.no_grad():
-            weight += 0.1
-        drawn.clear()
-        dense(work, pipe, tmp_path / "other/dense")
-        assert len(drawn) == 3
-        with torch.no_grad():
-            weight.copy_(kept)
-        work.pipeline.scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
-        dense(work, pipe, tmp_path / "sampled/dense")
-        assert len(drawn) == 6
-    finally:
-        work.pipeline.scheduler = scheduler
-        with torch.no_grad():
-            weight.copy_(kept)
+    return change
+
+
+def scheduler_of(pipe: RoutedPipeline) -> None:
+    scheduler = pipe.base.scheduler
+    pipe.base.scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+
+
+def other_scheduler_of(pipe: RoutedPipeline) -> None:
+    from diffusers import DDPMScheduler
+
+    pipe.base.scheduler = DDPMScheduler.from_config(pipe.base.scheduler.config)
+
+
+def tokens_of(pipe: RoutedPipeline) -> None:
+    pipe.base.tokenizer.add_tokens(["star"])
+
+
+CHANGES = {
+    **{name: weights_of(name) for name in ("unet", "vae", "text_encoder")},
+    "a tokenizer": tokens_of,
+    "a text encoder's settings": lambda pipe: setattr(pipe.base.text_encoder.config, "hidden_act", "relu"),
+    "a scheduler's settings": scheduler_of,
+    "a scheduler": other_scheduler_of,
+    "a pipeline's settings": lambda pipe: pipe.base.register_to_config(requires_safety_checker=True),
+    "a VAE's settings": lambda pipe: pipe.base.vae.register_to_config(scaling_factor=0.5),
+    "a call's options": lambda pipe: pipe.bundle.call_options.update(clip_skip=1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_other_models_count(work: Workspace, finished, change: Callable[[RoutedPipeline], None]) -> None:
+    pipe = aptp.load(finished.out, device="cpu")
+    before = all_that_counts(work, pipe)
+    assert all_that_counts(work, aptp.load(finished.out, device="cpu")) == before
+    change(pipe)
+    assert all_that_counts(work, pipe) != before
+
+
+def test_other_devices_and_libraries_count(work: Workspace, pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = all_that_counts(work, pipe)
+    elsewhere = dataclasses.replace(work, device=torch.device("meta"))
+    assert all_that_counts(elsewhere, pipe) != before
+    version = drawing.metadata.version
+    monkeypatch.setattr(drawing.metadata, "version", lambda name: version(name) + "+next")
+    assert all_that_counts(work, pipe) != before
 
 
 def test_damaged_pictures_are_drawn_anew(work: Workspace, pipe, drawn: list[Path], tmp_path: Path) -> None:
@@ -150,10 +187,23 @@ def test_damaged_pictures_are_drawn_anew(work: Workspace, pipe, drawn: list[Path
     flipped = bytearray(first["001.png"])
     flipped[len(flipped) // 2] ^= 1
     (cached / "001.png").write_bytes(bytes(flipped))
+    Image.new("RGB", (3, 3)).save(cached / "002.png")
     (cached / ".002.png.x").write_bytes(b"half a picture")
     assert dense(work, pipe, tmp_path / "second/dense") == first
     assert bits(cached) == first
     assert not list(cached.glob(".*.png.*"))
+
+
+def test_a_cache_that_cannot_be_written_is_left_alone(work, pipe, drawn: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    assert len(dense(work, pipe, tmp_path / "first/dense")) == 3
+    assert {path.parent for path in drawn} == {tmp_path / "first/dense"}
+
+
+def test_processes_that_see_other_caches_are_told(work: Workspace, pipe, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(drawing, "draw_pictures", lambda *given: None)
+    with pytest.raises(RequestError, match=r"000.png' elsewhere: all processes of a run have to see one folder"):
+        dense(work, pipe, tmp_path / "first/dense")
 
 
 def test_of_runs_at_once_one_draws(work: Workspace, finished, drawn: list[Path], tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from aptp.commands.sweep import sweep
 
 COLLECT = 10_000, 10, 100
 """New objects until the newest are searched for garbage, such searches until older ones are, those until all are."""
+SPINS = "10000"
+"""Of `benchmarks/test_threads.py`."""
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (run, sweep, report, route, generate, export, calibrate, serve):
@@ -47,13 +49,15 @@ def root(
 def main() -> None:
     """Run the command that the arguments name; leaves the process with its exit status.
 
-    OpenMP's threads are told to sleep while they wait, unless the environment says otherwise: where other work shares
-    the cores, threads that spin for one another can make a step many times slower.
+    Unless the environment says otherwise, OpenMP's threads wait `SPINS` rounds for one another before they sleep.
+    Asleep at once, they take twice as long for a step of a small model; awake for long, several times as long where
+    other work shares the cores.
 
     The libraries make hundreds of thousands of objects, nearly all of which stay. Searching them for garbage over and
     over, and once more on leaving, took a fifth of a short run: it is done seldom, and not at the end.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     gc.set_threshold(*COLLECT)
     atexit.register(gc.freeze)
     app()

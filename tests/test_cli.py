@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import aptp
 import aptp.bundle
 import aptp.pipeline
 import aptp.routing
-from aptp.cli import app
+from aptp.cli import SPINS, app
 
 
 def test_version_help_and_unknown_commands() -> None:
@@ -56,6 +57,23 @@ def test_help_lists_and_refusals_import_nothing_heavy(arguments: list[str], stat
     if status:
         assert done.stderr.startswith("aptp: ")
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+    ids=str,
+)
+def test_threads_wait_a_little_unless_the_environment_says_otherwise(given: dict[str, str], spins: str | None) -> None:
+    program = (
+        "import sys, atexit, os, aptp.cli\n"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\n"
+        "aptp.cli.main()"
+    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-c", program, "--version"]
+    done = subprocess.run(command, env=plain | given, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == str(spins)
 
 
 def test_python_dash_m_is_the_program() -> None:

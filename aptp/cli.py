@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -49,14 +50,16 @@ def root(
 def main() -> None:
     """Run the command that the arguments name; leaves the process with its exit status.
 
-    Unless the environment says otherwise, OpenMP's threads wait `SPINS` rounds for one another before they sleep.
-    Asleep at once, they take twice as long for a step of a small model; awake for long, several times as long where
-    other work shares the cores.
+    Unless the environment says otherwise, the threads of GNU's OpenMP, which torch has on Linux, wait `SPINS` rounds
+    for one another before they sleep. Asleep at once, as they are elsewhere, they take nearly twice as long for a step
+    of the embedded model; awake for long, several times as long where other work shares the cores.
 
     The libraries make hundreds of thousands of objects, nearly all of which stay. Searching them for garbage over and
     over, and once more on leaving, took a fifth of a short run: it is done seldom, and not at the end.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if sys.platform != "linux":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    elif "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     gc.set_threshold(*COLLECT)
     atexit.register(gc.freeze)

@@ -247,14 +247,15 @@ def pipeline_fingerprint(pipeline: DiffusionPipeline) -> str:
 
 
 def settings(part: object) -> list[Any]:
-    """The kind of a pipeline, or of a part of one, and how it is configured; of a tokenizer, all that it knows."""
+    """The kind of a pipeline, or of a part of one, and how it is configured; of a tokenizer, what it knows."""
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     if isinstance(part, PreTrainedTokenizerBase):
         rules = getattr(part, "backend_tokenizer", None)
         known = json.loads(rules.to_str()) if rules else part.get_vocab()
         last_call = {"padding": None, "truncation": None}
-        return [type(part).__name__, part.model_max_length, known | last_call]
+        special = {name: str(token) for name, token in part.special_tokens_map.items()}
+        return [type(part).__name__, part.model_max_length, part.padding_side, special, known | last_call]
     config = getattr(part, "config", {})
     if isinstance(config, PreTrainedConfig):
         config = config.to_dict() | {"transformers_version": None}

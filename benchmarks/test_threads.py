@@ -1,4 +1,4 @@
-"""How long OpenMP's threads wait for one another before they sleep: `aptp`'s own setting, and others.
+"""How long GNU's OpenMP has threads wait for one another before they sleep: `aptp`'s own setting, and others.
 
 Each setting needs a process of its own. They take turns; figures are medians over rounds of the time of a call and of a
 forward and backward pass of the embedded U-Net, batch 8, and ratios to `aptp`'s setting in the same round.
@@ -49,7 +49,7 @@ print(json.dumps([seconds(False), seconds(True)]))
 def seconds(setting: dict[str, str]) -> list[float]:
     """Of a call and of a step, in a process of that setting."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    done = subprocess.run([sys.executable, "-c", CALLS], env=plain | setting, capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-c", CALLS], env=plain | setting, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

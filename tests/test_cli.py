@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import aptp
-import aptp.bundle
-import aptp.pipeline
-import aptp.routing
 from aptp.cli import SPINS, app
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def test_version_help_and_unknown_commands() -> None:
@@ -25,6 +28,8 @@ def test_version_help_and_unknown_commands() -> None:
         assert "generate" in result.stdout
     refused = program.invoke(app, ["rum"])
     assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("aptp: ")
+    assert refused.stderr.count("\n") == 1
     assert "'rum'" in refused.stderr
 
 
@@ -59,6 +64,7 @@ def test_help_lists_and_refusals_import_nothing_heavy(arguments: list[str], stat
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP elsewhere")
 @pytest.mark.parametrize(
     ("given", "spins"),
     [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
@@ -73,6 +79,7 @@ def test_threads_wait_a_little_unless_the_environment_says_otherwise(given: dict
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-c", program, "--version"]
     done = subprocess.run(command, env=plain | given, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(spins)
 
 

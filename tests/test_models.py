@@ -245,6 +245,8 @@ def test_settings_are_what_a_part_was_made_with_and_not_its_last_call(sd_folder:
     pipeline.encode_prompt("a red star", "cpu", 1, True)
     assert {name: settings(part) for name, part in pipeline.components.items()} == before
     assert {name: settings(part) for name, part in other.components.items()} == before
+    other.tokenizer.padding_side = "left"
+    assert settings(other.tokenizer) != before["tokenizer"]
     pipeline.tokenizer.add_tokens(["star"])
     pipeline.text_encoder.config.hidden_act = "relu"
     pipeline.scheduler.register_to_config(timestep_spacing="trailing")

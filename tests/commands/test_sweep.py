@@ -28,15 +28,6 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["sweep", *arguments], env={"APTP_DEBUG": None, "COLUMNS": "200"})
 
 
-def refusal(result: Result) -> str:
-    """The one sentence of a refused request."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("aptp: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
-
-
 class Conductor:
     """Records what it is asked to carry out; runs with seed 1 fail, the others are done."""
 
@@ -163,7 +154,9 @@ def test_a_dry_run_lists_the_runs(conductor: Conductor) -> None:
         (["--seed", "0", "--config", "none.yaml"], "'none.yaml' cannot be read"),
     ],
 )
-def test_bad_requests_are_refused_before_the_first_run(arguments: list[str], named: str, conductor: Conductor) -> None:
+def test_bad_requests_are_refused_before_the_first_run(
+    arguments: list[str], named: str, conductor: Conductor, refusal
+) -> None:
     Path("s.yaml").write_text("grid: {seed: [0]}\nruns: [{name: a, set: {experts: 2}}]\n")
     assert named in refusal(invoke(*arguments))
     assert conductor.cells is None
@@ -199,7 +192,7 @@ def test_a_cluster_starts_the_runs(conductor: Conductor, monkeypatch: pytest.Mon
     ],
 )
 def test_a_cluster_that_cannot_be_asked_is_refused(
-    arguments: list[str], named: str, conductor: Conductor, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], named: str, conductor: Conductor, monkeypatch: pytest.MonkeyPatch, refusal
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert named in refusal(invoke("--seed", "0", *arguments))

@@ -26,6 +26,7 @@ from aptp.core.files import write_text
 from aptp.core.gates import gated
 from aptp.core.router import load_of, serve
 from aptp.core.slicing import load_expert, save_expert, share_weights, slice
+from aptp.harness.checkpoint import before
 from aptp.harness.fresh import fresh_share, renew
 from aptp.harness.low_rank import low_rank
 from aptp.harness.search import Found
@@ -35,7 +36,6 @@ from aptp.harness.training import (
     Example,
     Observe,
     batch_index,
-    before,
     dropped,
     generator_for,
     micro_batches,

@@ -27,13 +27,14 @@ from aptp.core.router import PromptBatch
 from aptp.core.timing import processor
 from aptp.harness import evaluate
 from aptp.harness.adapt import adapt
+from aptp.harness.checkpoint import Log
 from aptp.harness.lists import check_list, write_lists
 from aptp.harness.processes import alone, join
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
 from aptp.harness.selection import check_counts
 from aptp.harness.teacher import exam_figures
-from aptp.harness.training import Log, generator_for
+from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.kept import check_folder

@@ -18,7 +18,7 @@ from torch import Tensor
 from aptp.core.child import REFUSED, Start, Task, reason
 from aptp.core.errors import RequestError
 from aptp.core.files import write_json
-from aptp.harness.training import steps_done
+from aptp.harness.checkpoint import steps_done
 
 if TYPE_CHECKING:
     from aptp.harness.workspace import Workspace

@@ -17,6 +17,7 @@ from aptp.core.errors import RequestError
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.harness import run, training
+from aptp.harness.checkpoint import Checkpoint
 from aptp.host import default_host
 from aptp.models import load_pipeline, pipeline_fingerprint
 
@@ -99,7 +100,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_captions(
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
-    checkpoint = training.Checkpoint.save
+    checkpoint = Checkpoint.save
 
     def stop_after_two(self, step: int) -> None:
         checkpoint(self, step)
@@ -107,7 +108,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_captions(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(training.Checkpoint, "save", stop_after_two)
+        stopping.setattr(Checkpoint, "save", stop_after_two)
         with pytest.raises(KeyboardInterrupt):
             begin(config, tmp_path / "run")
     assert begin(config, tmp_path / "run", resume=True).data == Record.load(done / "record.json").data

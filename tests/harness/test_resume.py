@@ -17,7 +17,7 @@ from aptp.core.errors import RequestError
 from aptp.core.progress import Quiet
 from aptp.core.record import Record
 from aptp.harness import run
-from aptp.harness.training import before
+from aptp.harness.checkpoint import before
 from aptp.host import default_host
 
 pytestmark = pytest.mark.slow

@@ -52,6 +52,7 @@ LIBRARIES = (
     "faiss-cpu",
     "torchmetrics",
     "safetensors",
+    "pillow",
 )
 KEPT = 4096
 """Different training prompts that are kept with the router, at most."""

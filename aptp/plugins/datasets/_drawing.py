@@ -118,11 +118,15 @@ def pattern_mask(pattern: str) -> Image.Image:
 @cache
 def word_mask(word: str) -> Image.Image:
     """A word in bold capitals (DejaVu Sans Bold, which matplotlib carries), centred, 92% of the picture wide."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-    probe = ImageFont.truetype(path, 100)
-    left, _, right, _ = probe.getbbox(word)
-    font = ImageFont.truetype(path, 100 * 0.92 * FINE / (right - left))
+    left, _, right, _ = _bold(100).getbbox(word)
+    font = _bold(100 * 0.92 * FINE / (right - left))
     mask = Image.new("L", (FINE, FINE), 0)
     left, top, right, bottom = font.getbbox(word)
     ImageDraw.Draw(mask).text(((FINE - left - right) / 2, (FINE - top - bottom) / 2), word, fill=255, font=font)
     return mask
+
+
+def _bold(size: float) -> ImageFont.FreeTypeFont:
+    """In the layout that every Pillow has; the other, of libraqm, sets letters elsewhere."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)

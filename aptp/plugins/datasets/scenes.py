@@ -19,7 +19,7 @@ from aptp.core.data import CaptionedDataset, Sample, Split
 
 from ._kinds import KINDS, Scene
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same options would give other captions or pictures."""
 
 

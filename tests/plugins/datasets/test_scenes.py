@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 from pydantic import ValidationError
 
 from aptp.core.data import CaptionedDataset
@@ -174,3 +174,10 @@ def test_words_fill_most_of_the_width_and_stay_inside(word: str) -> None:
     assert columns[-1] <= 62
     assert columns[-1] - columns[0] >= 52
     assert array(Word(word, "black", "white")).min() < 60
+
+
+def test_words_are_the_same_with_and_without_libraqm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which Pillow finds on some machines: by default it lays letters out with it where it does."""
+    words = [word_mask.__wrapped__(word).tobytes() for word in WORDS]
+    monkeypatch.setattr(ImageFont.core, "HAVE_RAQM", not ImageFont.core.HAVE_RAQM)
+    assert [word_mask.__wrapped__(word).tobytes() for word in WORDS] == words

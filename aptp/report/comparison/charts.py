@@ -246,7 +246,7 @@ def _legend(figure: Figure) -> None:
 
 
 def differences_picture(comparison: Comparison, setting: Setting) -> Picture | None:
-    """Each method's paired difference to the reference with its interval, a panel a measure; needs two seeds."""
+    """Each method's paired difference to the reference with its interval, a panel a measure; needs three seeds."""
     reference = comparison.reference
     measures = [m for m in comparison.measures if m.less is not None][:PANELS]
     methods = [m for m in ranked(comparison, setting) if m != reference]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aptp.report.comparison.intervals import LEVEL, Interval, Standing, interval, standing
+from aptp.report.comparison.intervals import FEWEST, LEVEL, Interval, Standing, interval, standing
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.phrases import plus_minus, setting_title
 from aptp.report.comparison.trials import EQUAL_COST, Comparison, Setting
@@ -20,8 +20,6 @@ ENOUGH_PROMPTS = 500
 """Prompts under which a rank correlation answers nothing."""
 COLLAPSED = 0.75
 """Under this share of the experts in use, codes are said to have collapsed."""
-FEWEST_SEEDS = 2
-"""Seeds under which “in every seed” says nothing."""
 CONTROLS = ("random-codes", "kmeans")
 """Routers that learn no codes, or no routes."""
 
@@ -61,10 +59,7 @@ def _single(comparison: Comparison) -> Claim:
 
 
 def _learning(comparison: Comparison) -> Claim:
-    def control(method: Method) -> bool:
-        return dict(method.strategies).get("router") in CONTROLS and method.settings == comparison.reference.settings
-
-    rivals = {s: [m for m in comparison.methods(s, "routed") if control(m)] for s in comparison.settings}
+    rivals = {s: _controls(comparison, s) for s in comparison.settings}
     return _ahead(
         comparison,
         "Is learning worth it: is it better than codes and routes that are not learned?",
@@ -72,6 +67,11 @@ def _learning(comparison: Comparison) -> Claim:
         "In random-codes neither codes nor routes are learned, in kmeans codes alone.",
         f"Neither of {listed(CONTROLS)} was run at the same cost, protocol and seeds.",
     )
+
+
+def _controls(comparison: Comparison, setting: Setting) -> list[Method]:
+    alike = [m for m in comparison.methods(setting, "routed") if m.settings == comparison.reference.settings]
+    return [m for m in alike if dict(m.strategies)["router"] in CONTROLS]
 
 
 def _ahead(
@@ -86,6 +86,7 @@ def _ahead(
     judged = distances or [m for m in comparison.measures if m.less]
     scores = [m for m in comparison.measures if m.less is False]
     answers: list[Answer] = []
+    stood: list[Standing] = []
     figures = []
     for setting, methods in rivals.items():
         where = setting_title(comparison, setting)
@@ -103,9 +104,16 @@ def _ahead(
                 continue
             stands = {m: standing(found, less=not m.less) for m, found in apart.items()}
             answers.append(_beats(stands, judged))
+            stood += [stands[measure] for measure, found in apart.items() if found.half is not None]
             said = "; ".join(f"{m.label} {_told(found, stands[m])}" for m, found in apart.items())
             label = comparison.label(setting, rival)
             figures.append(f"At {where}, {label} − {reference.name}: {said}. {answers[-1].capitalize()}.")
+    if len(stood) > 1:
+        chance = number(len(stood) * (1 - LEVEL) / 2, 2)
+        figures.append(
+            f"Of these {len(stood)} intervals, {stood.count('worse')} exclude 0 against it; where nothing differs, "
+            f"{chance} would by chance: they are not corrected for their number."
+        )
     names = listed([m.label for m in judged])
     also = f", and that of {listed([m.label for m in scores])} not against it" if scores else ""
     return Claim(
@@ -126,7 +134,7 @@ def _beats(stands: Mapping[Measure, Standing], judged: Sequence[Measure]) -> Ans
 
 def _told(apart: Interval, stands: Standing) -> str:
     if apart.half is None:
-        return f"{signed(apart.mean)}, one seed"
+        return f"{signed(apart.mean)}, {plural(apart.n, 'seed')}"
     favour = {"better": "in its favour", "worse": "against it", "open": "open"}[stands]
     return f"{reach(apart.low, apart.high)} ({favour}, {plural(apart.n, 'seed')})"
 
@@ -136,18 +144,25 @@ def _meaning(comparison: Comparison) -> Claim:
     chance = next((m for m in comparison.methods(setting, "routed") if dict(m.strategies)["router"] == "random"), None)
     mine = comparison.series(setting, reference, "nmi")
     random = comparison.series(setting, chance, "nmi") if chance else {}
+    learned = [
+        f"{comparison.label(setting, m)} − {reference.name}: {_told(apart, standing(apart, less=True))}"
+        for m in _controls(comparison, setting)
+        if (apart := comparison.difference(setting, m, reference, "nmi"))
+    ]
     return Claim(
         "Do its clusters of prompts mean something?",
         _in_every_seed(mine[seed] > random[seed] for seed in mine.keys() & random.keys()),
         "Yes, if the normalised mutual information of experts and kinds of prompts (1: either tells the other, 0: they "
-        "have nothing to do with one another) is above that of the router random in every seed; no, if in none.",
-        _by_method(comparison, setting, "nmi") or ["The records hold no mutual information of experts and kinds."],
+        "have nothing to do with one another) is above that of the router random in every seed; no, if in none. Where "
+        "codes that nobody trained have as much, prompts of one kind lie together without any learning.",
+        [*_by_method(comparison, setting, "nmi"), *learned]
+        or ["The records hold no mutual information of experts and kinds."],
     )
 
 
 def _in_every_seed(found: Iterable[bool]) -> Answer:
     seeds = list(found)
-    if len(seeds) < FEWEST_SEEDS:
+    if len(seeds) < FEWEST:  # too few for “in every seed” to say anything
         return "not shown"
     return "yes" if all(seeds) else "not shown" if any(seeds) else "no"
 
@@ -172,6 +187,7 @@ def _hardness(comparison: Comparison) -> Claim:
     ]
     if over and over.half is not None:
         figures.insert(0, f"mean over {plural(over.n, 'seed')}: {signed(over.mean)}, {reach(over.low, over.high)}")
+    figures += _others_hardness(comparison)
     return Claim(
         "Do hard prompts get large experts?",
         "not shown" if not over or not enough else "yes" if over.above(0) else "no" if over.below(0) else "not shown",
@@ -180,6 +196,17 @@ def _hardness(comparison: Comparison) -> Claim:
         f"{ENOUGH_PROMPTS} prompts; no, if it is below.",
         figures or ["The records hold no rank correlation of hardness and cost."],
     )
+
+
+def _others_hardness(comparison: Comparison) -> list[str]:
+    """The same of the other routed methods: what of it needs no learned routes."""
+    said = []
+    for method in comparison.methods(comparison.main, "routed"):
+        runs = [t for t in comparison.runs(comparison.main, method) if t.own and method != comparison.reference]
+        found = interval(h["spearman"] for t in runs if (h := t.source.record.routing.get("hardness")))
+        if found:
+            said.append(f"{comparison.label(comparison.main, method)}: {plus_minus(found)} ({plural(found.n, 'seed')})")
+    return said
 
 
 def _collapse(comparison: Comparison) -> Claim:

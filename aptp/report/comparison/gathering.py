@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from aptp.core.errors import RequestError, unknown
 from aptp.core.record import Record, Result
 from aptp.report.comparison.methods import Flat, Method, Naming, config_of, dense_method
-from aptp.report.comparison.protocols import Protocol, check_one, lettered, protocol_of
+from aptp.report.comparison.protocols import Protocol, check_one, lettered, of_training, protocol_of
 from aptp.report.comparison.sources import Failure, Source
 from aptp.report.comparison.trials import Comparison, Trial
 from aptp.report.measures import dense_of, method_of, pruned_of, quality_measures
@@ -56,7 +56,7 @@ def gather(
     for (source, result, config), protocol in zip(pruned, protocols, strict=True):
         rows.append(_trial(source, result, naming.method(config), config, letters[protocol]))
     chosen = _reference(list(dict.fromkeys(row.method for row in rows)), reference)
-    rows += _dense_rows(rows)
+    rows += _dense_rows(rows, letters)
     results = [result for source in sources for result in source.record.results]
     found = Comparison(
         list(sources),
@@ -66,18 +66,23 @@ def gather(
         naming,
         chosen,
         quality_measures(results),
-        [*warnings, *_unlike_machines(sources)],
+        [*warnings, *_unlike_machines(sources), *_lost(rows)],
     )
     _place(found)
     return found
 
 
-def _dense_rows(rows: Sequence[Trial]) -> list[Trial]:
-    """The dense rows of every run, for each protocol that one of its methods follows."""
-    of_run = {(row.source.name, row.letter): row for row in rows}
+def _dense_rows(rows: Sequence[Trial], letters: Mapping[Protocol, str]) -> list[Trial]:
+    """The dense rows of every run, for each protocol that differs in training alone from one that it follows."""
+    drawn = {
+        letter: tuple(item for item in protocol if not of_training(item[0])) for protocol, letter in letters.items()
+    }
+    of_run = {(row.source.name, drawn[row.letter]): row for row in rows}
     return [
-        _trial(row.source, result, dense_method(result), row.config, row.letter)
-        for row in of_run.values()
+        _trial(row.source, result, dense_method(result), row.config, letter)
+        for (_, measured), row in of_run.items()
+        for letter in drawn
+        if drawn[letter] == measured
         for result in row.source.record.results
         if result not in pruned_of(row.source.record)
     ]
@@ -115,7 +120,7 @@ def _figures(record: Record, result: Result) -> dict[str, float]:
         found["payback"] = result.training_seconds / saved
     if result is method_of(record) and len(record.experts) > 1:
         found |= {k: record.routing.get(k) for k in ("perplexity", "perplexity_without_bias", "nmi")}
-    return {key: float(value) for key, value in found.items() if value is not None}
+    return {key: float(value) for key, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def _reference(methods: Sequence[Method], wanted: str | None) -> Method:
@@ -169,6 +174,16 @@ def _disagreement(rows: Sequence[Trial]) -> str | None:
     return (
         f"the runs that hold this row disagree, and {rows[0].source.name!r} counts: {listed(sorted(apart.values()))}."
     )
+
+
+def _lost(rows: Sequence[Trial]) -> list[str]:
+    """Figures that came out as no number, which count as not measured."""
+    return [
+        f"{row.method.name}, seed {row.seed}: {key} is {value} in {row.source.name!r}, and counts as not measured."
+        for row in rows
+        for key, value in row.result.metrics.items()
+        if not math.isfinite(value)
+    ]
 
 
 def _unlike_machines(sources: Sequence[Source]) -> list[str]:

@@ -12,11 +12,13 @@ from scipy.stats import t as student
 
 LEVEL = 0.95
 """Confidence of every interval."""
+FEWEST = 3
+"""Figures under which there is none: Student's interval of two is 25 standard errors wide, and rests on two figures."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of `n` figures and half the width of its interval, `None` where one figure gives none."""
+    """A mean of `n` figures and half the width of its interval, `None` where they are too few."""
 
     mean: float
     half: float | None
@@ -43,8 +45,8 @@ def interval(figures: Iterable[float]) -> Interval | None:
     """Student's t interval of the mean: x̄ ± t₍n−1₎ · s / √n. Figures that are not finite do not count."""
     known = [figure for figure in figures if math.isfinite(figure)]
     n = len(known)
-    if n < 2:
-        return Interval(known[0], None, 1) if known else None
+    if n < FEWEST:
+        return Interval(fmean(known), None, n) if known else None
     half = float(student.ppf((1 + LEVEL) / 2, n - 1)) * stdev(known) / math.sqrt(n)
     return Interval(fmean(known), half, n)
 

@@ -50,6 +50,11 @@ def protocol_of(record: Record, config: Mapping[str, str]) -> Protocol:
     return tuple(found.items())
 
 
+def of_training(key: str) -> bool:
+    """Whether a part of the protocol is how models are trained, which is nothing to the dense one as it came."""
+    return key.startswith(("recover.", "distill."))
+
+
 def lettered(protocols: Sequence[Protocol]) -> dict[Protocol, str]:
     """A letter for each protocol, that of the most rows first."""
     names = [*string.ascii_uppercase, *(a + b for a in string.ascii_uppercase for b in string.ascii_uppercase)]

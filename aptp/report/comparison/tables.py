@@ -12,9 +12,9 @@ from aptp.report.comparison.phrases import plus_minus, setting_title, unit_of
 from aptp.report.comparison.protocols import differences_of
 from aptp.report.comparison.trials import Comparison, Setting, Trial
 from aptp.report.comparison.verdict import FEWER, ROUTED, SINGLE, Verdict
-from aptp.report.measures import LATENCY, Measure
+from aptp.report.measures import Measure
 from aptp.report.tables import LATENCY_BATCH, Cell, Head
-from aptp.report.wording import NOTHING, alike, amount, duration, number, percent
+from aptp.report.wording import NOTHING, alike, amount, duration, number, percent, plural
 
 COST = Measure("cost", "cost", "of dense", True, lambda result: result.fraction)
 TIME = Measure("time", "time", "of dense, same run", True, lambda result: None)
@@ -38,7 +38,7 @@ def short_table(comparison: Comparison, verdicts: list[Verdict]) -> Grid:
     heads = [
         Head("at"),
         Head("use"),
-        *(Head(sort if sort == FEWER else f"best {sort}", notes=[label]) for sort in SORTS),
+        *(Head(f"best {sort}", notes=[label]) for sort in SORTS),
     ]
     heads.append(Head("single − routed", notes=["95% interval"]))
     rows = []
@@ -47,14 +47,13 @@ def short_table(comparison: Comparison, verdicts: list[Verdict]) -> Grid:
         cells = []
         for sort in SORTS:
             found = by_sort.get(sort)
-            note = found.name if found and sort != FEWER else ""
-            cells.append(Cell(found.figure if found else NOTHING, note))
+            cells.append(Cell(found.figure if found else NOTHING, found.name if found else ""))
         rows.append([Cell(verdict.title), Cell(verdict.choice), *cells, Cell(verdict.difference)])
     return Grid("In short", heads, rows)
 
 
 def core_table(comparison: Comparison, setting: Setting) -> Grid:
-    """Every figure of every method of a setting; the best mean of the pruned is marked."""
+    """Every figure of every method of a setting; the best mean of the pruned at its budget is marked."""
     measures = comparison.measures
     heads = [
         Head("method"),
@@ -65,7 +64,7 @@ def core_table(comparison: Comparison, setting: Setting) -> Grid:
         *(_head(comparison, setting, measure) for measure in measures),
     ]
     methods = ranked(comparison, setting)
-    best = {m.key: _best(comparison, setting, methods, m) for m in [LATENCY, *measures]}
+    best = {m.key: _best(comparison, setting, methods, m) for m in [TIME, *measures]}
     rows = []
     for method in methods:
         time = comparison.mean(setting, method, "time")
@@ -80,7 +79,7 @@ def core_table(comparison: Comparison, setting: Setting) -> Grid:
                 Cell(
                     _unit(number(comparison.mean(setting, method, "latency_ms")), " ms"),
                     "" if method.kind == "dense" else percent(time, 0),
-                    method in best["latency_ms"],
+                    method in best[TIME.key],
                 ),
                 *(_figure(comparison, setting, method, m, method in best[m.key]) for m in measures),
             ]
@@ -126,13 +125,13 @@ def ranked(comparison: Comparison, setting: Setting) -> list[Method]:
 
 
 def _best(comparison: Comparison, setting: Setting, methods: list[Method], measure: Measure) -> list[Method]:
-    known = [
-        (v, m) for m in methods if m.kind != "dense" and (v := comparison.mean(setting, m, measure.key)) is not None
-    ]
+    """Those with the best mean, of the pruned at the budget that have most seeds."""
+    pruned = [m for m in methods if m.kind != "dense" and comparison.eligible(setting, m)]
+    known = comparison.complete(setting, pruned, measure.key)
     if measure.less is None or len(known) < 2:
         return []
-    best = (min if measure.less else max)(value for value, _ in known)
-    return [method for value, method in known if value == best]
+    best = (min if measure.less else max)(known.values())
+    return [method for method, value in known.items() if value == best]
 
 
 def _head(comparison: Comparison, setting: Setting, measure: Measure) -> Head:
@@ -182,7 +181,7 @@ def _difference(comparison: Comparison, setting: Setting, method: Method, measur
         return Cell(NOTHING)
     texts = _points if measure in (COST, TIME) else alike
     if apart.low is None or apart.high is None:
-        return Cell(texts(apart.mean)[0], "one seed")
+        return Cell(texts(apart.mean)[0], plural(apart.n, "seed"))
     mean, low, high = texts(apart.mean, apart.low, apart.high)
     found = "open" if measure.less is None else standing(apart, measure.less)
     return Cell(mean if found == "open" else f"{mean} {found}", f"{low} to {high}", found != "open")
@@ -281,6 +280,7 @@ def training_table(comparison: Comparison, setting: Setting) -> Grid:
         seconds = comparison.interval(setting, method, "training_seconds")
         pictures = comparison.interval(setting, method, "payback")
         complete = pictures and pictures.n == len(comparison.seeds(setting, method))
+        loss = "not in every seed" if pictures else "no time saved"
         size = interval(d for t in comparison.runs(setting, method) if (d := _disk_mb(t)) is not None)
         rows.append(
             [
@@ -289,9 +289,7 @@ def training_table(comparison: Comparison, setting: Setting) -> Grid:
                 Cell(duration(seconds.mean), f"± {duration(seconds.half)}" if seconds.half is not None else "")
                 if seconds
                 else Cell(NOTHING),
-                Cell(
-                    f"{pictures.mean:,.0f}" if pictures and complete else NOTHING, "" if complete else "no time saved"
-                ),
+                Cell(f"{pictures.mean:,.0f}" if pictures and complete else NOTHING, "" if complete else loss),
                 Cell(f"{size.mean:.1f} MB" if size else NOTHING, "" if size else "no run folder"),
             ]
         )

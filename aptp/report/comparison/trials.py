@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -122,6 +123,19 @@ class Comparison:
         """Whether a method's cost is the budget."""
         cost = self.mean(setting, method, "cost")
         return cost is not None and abs(cost / setting.budget - 1) <= EQUAL_COST
+
+    def eligible(self, setting: Setting, method: Method) -> bool:
+        """Whether it can be chosen: a model pruned to the budget, or the dense one with so few steps as keep it."""
+        if method.kind != "dense":
+            return self.equal_cost(setting, method)
+        cost = self.mean(setting, method, "cost")
+        return cost is not None and cost / setting.budget - 1 <= EQUAL_COST
+
+    def complete(self, setting: Setting, methods: Iterable[Method], key: str) -> dict[Method, float]:
+        """A figure's mean for those of the methods that have it for most seeds."""
+        found = {m: known for m in methods if (known := self.interval(setting, m, key))}
+        most = max((known.n for known in found.values()), default=0)
+        return {method: known.mean for method, known in found.items() if known.n == most}
 
     def label(self, setting: Setting, method: Method) -> str:
         """A method's name; with several protocols also the letter of its own, and what that changes if one thing."""

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-import numpy as np
-
-from aptp.report.comparison.intervals import interval, paired, standing
+from aptp.report.comparison.intervals import FEWEST, interval, paired, standing
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.phrases import plus_minus, setting_title
 from aptp.report.comparison.trials import Comparison, Setting
 from aptp.report.measures import Measure
-from aptp.report.wording import NOTHING, listed, number, percent, plural, reach
+from aptp.report.wording import NOTHING, listed, percent, plural, reach
 
 FEWER, SINGLE, ROUTED = "dense, fewer steps", "single model", "routed method"
 """The sorts of candidates, from the simplest."""
@@ -29,6 +27,7 @@ class Candidate:
     what: str
     simple: str
     """Why it is simpler than the candidates after it."""
+    method: Method
     series: dict[int, float]
 
     @property
@@ -43,7 +42,7 @@ class Candidate:
 
 @dataclass
 class Verdict:
-    """What one setting says. `advice` is one sentence, `choice` its gist; `reasons` are sentences with the figures."""
+    """What one setting says: `advice` in a sentence or two, `choice` in a word, `reasons` with the figures."""
 
     setting: Setting
     title: str
@@ -69,87 +68,59 @@ def verdict(comparison: Comparison, setting: Setting) -> Verdict:
     title, measure = setting_title(comparison, setting), comparison.primary
     if measure is None:
         return Verdict(setting, title, "nothing measured", "No figure was measured whose direction is known.")
-    fewer = dense_at(comparison, setting, measure.key)
-    single = _best(comparison, setting, "single", measure)
-    routed = _best(comparison, setting, "routed", measure)
-    candidates = []
-    if fewer:
-        simple = "nothing is pruned or trained"
-        candidates.append(Candidate("the dense model with fewer steps", FEWER, simple, fewer))
-    for method, what, simple in (
-        (single, SINGLE, "one model, and no router"),
-        (routed, ROUTED, "nothing among these is simpler"),
-    ):
-        if method:
-            series = comparison.series(setting, method, measure.key)
-            candidates.append(Candidate(method.name, what, simple, series))
+    candidates = _candidates(comparison, setting, measure)
     if not candidates:
         nobody = f"No method at this cost has a {measure.label}."
         return Verdict(setting, title, "nothing at this cost", nobody, _left_out(comparison, setting, measure))
-    steps = _steps(comparison, setting)
     found = Verdict(setting, title, "", "", candidates=candidates)
-    found.choice, found.advice = _advice(candidates, measure)
-    found.reasons = [*_standings(candidates, measure, steps), *_others(comparison, setting, single, routed, measure)]
+    best, recommended, found.advice = _advice(candidates, measure)
+    found.choice = best.name if best is recommended else f"open: {best.name} or {recommended.name}"
+    if len(best.series) < FEWEST and len(candidates) > 1:
+        found.choice += f" ({plural(len(best.series), 'seed')})"
+    if against := _against(comparison, setting, recommended, candidates, measure):
+        found.choice += f", by {measure.label} alone"
+        found.advice = f"{found.advice.replace('Use', f'By {measure.label} alone, use', 1)} But {against}."
+    by_sort = {candidate.what: candidate for candidate in candidates}
+    single, routed = by_sort.get(SINGLE), by_sort.get(ROUTED)
+    found.reasons = _standings(comparison, setting, candidates, measure)
+    if single and routed:
+        found.reasons += _others(comparison, setting, single.method, routed.method, measure)
+        if apart := paired(single.series, routed.series):
+            found.difference = reach(apart.low, apart.high) if apart.half is not None else plural(apart.n, "seed")
     found.reasons += _left_out(comparison, setting, measure)
-    if single and routed and (apart := comparison.difference(setting, single, routed, measure.key)):
-        found.difference = f"{reach(apart.low, apart.high)}" if apart.half is not None else "one seed"
     return found
 
 
-def dense_at(comparison: Comparison, setting: Setting, key: str) -> dict[int, float]:
-    """What the dense model gets, by seed, with as few steps as cost the budget, straight lines between those measured.
-
-    Empty where the budget is under the fewest steps that were measured.
-    """
-    curves: dict[int, list[tuple[float, float]]] = {}
-    for method in comparison.methods(setting, "dense"):
-        costs = comparison.series(setting, method, "cost")
-        figures = comparison.series(setting, method, key)
-        for seed in costs.keys() & figures.keys():
-            curves.setdefault(seed, []).append((costs[seed], figures[seed]))
-    found = {}
-    for seed, points in curves.items():
-        points.sort()
-        if points[0][0] <= setting.budget and len(points) > 1:
-            found[seed] = float(np.interp(setting.budget, [x for x, _ in points], [y for _, y in points]))
+def _candidates(comparison: Comparison, setting: Setting, measure: Measure) -> list[Candidate]:
+    """The best of each sort, from the simplest sort."""
+    eligible = [m for m in comparison.methods(setting) if m.base != "dense" and comparison.eligible(setting, m)]
+    fewer = comparison.complete(setting, [m for m in eligible if m.kind == "dense"], measure.key)
+    pruned = comparison.complete(setting, [m for m in eligible if m.kind != "dense"], measure.key)
+    found = []
+    for means, kind, what, simple in (
+        (fewer, "dense", FEWER, "nothing is pruned or trained"),
+        (pruned, "single", SINGLE, "one model, and no router"),
+        (pruned, "routed", ROUTED, "nothing among these is simpler"),
+    ):
+        if of_sort := [method for method in means if method.kind == kind]:
+            best = (min if measure.less else max)(of_sort, key=means.__getitem__)
+            name = f"the dense model with {best.base.removeprefix('dense, ')}" if kind == "dense" else best.name
+            found.append(Candidate(name, what, simple, best, comparison.series(setting, best, measure.key)))
     return found
 
 
-def _steps(comparison: Comparison, setting: Setting) -> str:
-    """How many of its sampling steps the dense model may take at the budget."""
-    steps = next((t.source.record.config.get("evaluate", {}).get("steps") for t in comparison.rows), None)
-    return f"{number(setting.budget * steps, 2)} of its {steps}" if steps else "fewer"
-
-
-def _best(comparison: Comparison, setting: Setting, kind: str, measure: Measure) -> Method | None:
-    known = [
-        m
-        for m in comparison.methods(setting, kind)
-        if comparison.equal_cost(setting, m)
-        and len(comparison.series(setting, m, measure.key)) == _most(comparison, setting)
-    ]
-    means = {m: comparison.mean(setting, m, measure.key) for m in known}
-    found = [(value, m) for m, value in means.items() if value is not None]
-    return (min if measure.less else max)(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def _most(comparison: Comparison, setting: Setting) -> int:
-    """The most seeds that a pruned method of the setting has."""
-    return max(len(comparison.seeds(setting, m)) for m in comparison.methods(setting) if m.kind != "dense")
-
-
-def _advice(candidates: Sequence[Candidate], measure: Measure) -> tuple[str, str]:
+def _advice(candidates: Sequence[Candidate], measure: Measure) -> tuple[Candidate, Candidate, str]:
+    """The candidate with the best mean, the one to use, and why."""
     best = (min if measure.less else max)(candidates, key=lambda c: c.mean)
     others = [c for c in candidates if c is not best]
     seeds = len(best.series)
     if not others:
-        return best.name, f"Use {best.name}: nothing else was measured at this cost ({measure.label} {best.figure})."
-    if seeds < 2:
-        return (
-            f"{best.name} (one seed)",
-            f"{_capital(best.name)} has the best {measure.label}, {best.figure}, with the only seed there is: a "
-            "direction, not a result.",
-        )
+        alone = f"Use {best.name}: nothing else was measured at this cost ({measure.label} {best.figure})."
+        return best, best, alone
+    if seeds < FEWEST:
+        few = "the only seed there is" if seeds == 1 else plural(seeds, "seed")
+        lead = f"{_capital(best.name)} has the best {measure.label}, {best.figure}"
+        return best, best, f"{lead}, with {few}: a direction, not a result."
     gaps = {c.name: paired(best.series, c.series) for c in others}
     open_ones = [c for c in others if not ((g := gaps[c.name]) and standing(g, bool(measure.less)) == "better")]
     few = (
@@ -157,34 +128,58 @@ def _advice(candidates: Sequence[Candidate], measure: Measure) -> tuple[str, str
         if seeds < FEW_SEEDS and open_ones
         else ""
     )
+    leads = f"it has the best {measure.label}, {best.figure}"
     if not open_ones:
         shown = f"and it is ahead of {listed([c.name for c in others])} by intervals that exclude 0"
-        return best.name, f"Use {best.name}: it has the best {measure.label}, {best.figure}, {shown}."
+        return best, best, f"Use {best.name}: {leads}, {shown}."
     simplest = next(c for c in candidates if c is best or c in open_ones)
     if simplest is best:
-        return best.name, (
-            f"Use {best.name}: it has the best {measure.label}, {best.figure}, and is the simplest ({best.simple}), "
-            f"though its lead on {listed([c.name for c in open_ones])} is not shown.{few}"
-        )
+        lead = f"though its lead on {listed([c.name for c in open_ones])} is not shown"
+        return best, best, f"Use {best.name}: {leads}, and is the simplest ({best.simple}), {lead}.{few}"
     gap = gaps[simplest.name]
-    said = f" ({reach(gap.low, gap.high)})" if gap and gap.half is not None else ""
-    return f"open: {best.name} or {simplest.name}", (
-        f"Not settled: {best.name} has the best {measure.label}, {best.figure}, but the interval of its difference to "
-        f"{simplest.name}{said} contains 0. As long as that is so, {simplest.name} is the choice that needs less: "
-        f"{simplest.simple}.{few}"
+    untold = (
+        f"the interval of its difference to {simplest.name} ({reach(gap.low, gap.high)}) contains 0"
+        if gap and gap.half is not None
+        else f"it has too few seeds in common with {simplest.name} for an interval"
     )
+    less = f"As long as that is so, {simplest.name} is the choice that needs less: {simplest.simple}.{few}"
+    return best, simplest, f"Not settled: {best.name} has the best {measure.label}, {best.figure}, but {untold}. {less}"
 
 
-def _standings(candidates: Sequence[Candidate], measure: Measure, steps: str) -> list[str]:
+def _against(
+    comparison: Comparison,
+    setting: Setting,
+    recommended: Candidate,
+    candidates: Sequence[Candidate],
+    primary: Measure,
+) -> str:
+    """Who is ahead of the recommended on what did not decide, as a clause; empty where nobody is."""
+    said = []
+    for other in candidates:
+        ahead = [
+            measure.label
+            for measure in comparison.measures
+            if other is not recommended and measure is not primary and measure.less is not None
+            if (apart := comparison.difference(setting, other.method, recommended.method, measure.key))
+            and standing(apart, measure.less) == "better"
+        ]
+        if ahead:
+            said.append(f"{other.name} is ahead of {recommended.name} on {listed(ahead)}")
+    return listed(said) and f"{listed(said)}, by intervals that exclude 0"
+
+
+def _standings(
+    comparison: Comparison, setting: Setting, candidates: Sequence[Candidate], measure: Measure
+) -> list[str]:
     """Each candidate with its figure, and how those before differ from those after."""
     said = []
     for candidate in candidates:
         figure = f"{measure.label} {candidate.figure}"
         if candidate.what == FEWER:
-            said.append(
-                f"The dense model costs the same with {steps} sampling steps and then has {figure}, on a straight line "
-                "between the numbers of steps that were measured."
-            )
+            cost = percent(comparison.mean(setting, candidate.method, "cost"), 0)
+            steps = candidate.method.base.removeprefix("dense, ")
+            best = "The best of the dense model's numbers of steps that keep the budget"
+            said.append(f"{best} is {steps}, at {cost} of the cost: {figure}.")
         else:
             said.append(f"The best {candidate.what} is {candidate.name}: {figure}.")
     return said + [_pair(one, other, measure) for one, other in combinations(candidates, 2)]
@@ -196,9 +191,8 @@ def _pair(one: Candidate, other: Candidate, measure: Measure) -> str:
         return f"{_capital(one.name)} and {other.name} have no seed in common, so nothing is said of their difference."
     if apart.half is None:
         ahead, behind = (one, other) if (apart.mean < 0) == measure.less else (other, one)
-        return (
-            f"{_capital(ahead.name)} is ahead of {behind.name} with the only seed in common, which gives no interval."
-        )
+        common = "the only seed" if apart.n == 1 else f"the {apart.n} seeds"
+        return f"{_capital(ahead.name)} is ahead of {behind.name} with {common} in common, too few for an interval."
     found = standing(apart, bool(measure.less))
     seeds = f"95% interval, {plural(apart.n, 'seed')}"
     if found == "open":
@@ -209,12 +203,8 @@ def _pair(one: Candidate, other: Candidate, measure: Measure) -> str:
     return f"{_capital(ahead.name)} is ahead of {behind.name} by {reach(least, most).replace('+', '')} ({seeds})."
 
 
-def _others(
-    comparison: Comparison, setting: Setting, single: Method | None, routed: Method | None, primary: Measure
-) -> list[str]:
+def _others(comparison: Comparison, setting: Setting, single: Method, routed: Method, primary: Measure) -> list[str]:
     """How the best single model and the best routed method stand on what did not decide."""
-    if not (single and routed):
-        return []
     said: dict[str, list[str]] = {}
     for measure in comparison.measures:
         if measure is primary or measure.less is None:
@@ -236,11 +226,9 @@ def _left_out(comparison: Comparison, setting: Setting, measure: Measure) -> lis
     """Methods that are not at the budget, or have fewer seeds than others."""
     pruned = [m for m in comparison.methods(setting) if m.kind != "dense"]
     off = [m for m in pruned if not comparison.equal_cost(setting, m)]
-    few = [
-        m
-        for m in pruned
-        if m not in off and len(comparison.series(setting, m, measure.key)) < _most(comparison, setting)
-    ]
+    at_cost = [m for m in pruned if m not in off]
+    complete = comparison.complete(setting, at_cost, measure.key)
+    few = [m for m in at_cost if m not in complete]
     said = []
     if off:
         costs = [f"{m.name} ({percent(comparison.mean(setting, m, 'cost'))})" for m in off]

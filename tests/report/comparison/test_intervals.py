@@ -10,7 +10,7 @@ from scipy import stats
 
 from aptp.report.comparison.intervals import Interval, interval, paired, standing
 
-FIGURES = st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=12)
+FIGURES = st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=3, max_size=12)
 
 
 @given(FIGURES)
@@ -50,12 +50,13 @@ def test_pairs_are_the_common_seeds_and_turn_with_the_sides(mine: dict, others: 
         assert found.mean == pytest.approx(-turned.mean)
 
 
-def test_one_figure_has_no_interval_and_shows_nothing() -> None:
-    one = interval([3.0, math.nan])
-    assert one == Interval(3.0, None, 1)
-    assert (one.low, one.high) == (None, None)
-    assert not one.above(0)
-    assert standing(one, less=True) == "open"
+@pytest.mark.parametrize(("figures", "n"), [([3.0, math.nan], 1), ([2.9999, 3.0001, math.inf], 2)])
+def test_one_or_two_figures_have_no_interval_and_show_nothing(figures: list[float], n: int) -> None:
+    few = interval(figures)
+    assert few == Interval(3.0, None, n)
+    assert (few.low, few.high) == (None, None)
+    assert not few.above(0)
+    assert standing(few, less=True) == "open"
     assert interval([math.inf]) is None
 
 

@@ -7,8 +7,8 @@ import pytest
 from aptp.core.record import Record
 from aptp.report.comparison.claims import Claim, claims
 from aptp.report.comparison.gathering import gather
-from aptp.report.comparison.trials import Comparison, Setting
-from aptp.report.comparison.verdict import dense_at, verdict, verdicts
+from aptp.report.comparison.trials import Setting
+from aptp.report.comparison.verdict import verdict, verdicts
 
 MAIN = Setting("A", 0.66)
 KEY = "cmmd_evaluator"
@@ -26,26 +26,101 @@ def settle(records: list[Record], figures: dict[str, float], dense: float = 0.0,
     return records
 
 
-def test_the_dense_model_at_a_cost_lies_between_measured_steps(compared: Comparison) -> None:
-    found = dense_at(compared, MAIN, KEY)
-    for seed in (0, 1, 2):
-        steps = {
-            n: compared.series(MAIN, m, KEY)[seed]
-            for n, m in zip((15, 10, 8, 5), compared.methods(MAIN, "dense"), strict=True)
-        }
-        low, high, cost = 8 / 15, 10 / 15, 0.66
-        assert found[seed] == pytest.approx(steps[8] + (steps[10] - steps[8]) * (cost - low) / (high - low))
-    assert dense_at(compared, Setting("A", 0.3), KEY) == {}
+def test_the_dense_model_keeps_a_budget_with_steps_that_were_measured(make: SimpleNamespace) -> None:
+    """Of 10, 8 and 5 of 15 steps the first costs the budget; nothing is read off between two of them."""
+    records = settle(make.study(5), {"contrastive+sinkhorn": 0.1, "taylor": 0.2, "magnitude": 0.3})
+    for record in records:
+        for result in record.results:
+            if result.sampling_steps:
+                result.metrics[KEY] = {10: 0.5, 8: 0.04, 5: 0.6}[result.sampling_steps]
+    found = verdict(gather(make.sources(*records)), MAIN)
+    fewer = found.candidates[0]
+    assert (fewer.name, set(fewer.series.values())) == ("the dense model with 8 steps", {0.04})
+    assert found.reasons[0].endswith("that keep the budget is 8 steps, at 53% of the cost: CMMD 0.0400 ± 0.")
+    assert found.choice == "the dense model with 8 steps, by CMMD alone"
+    low = verdict(gather(make.sources(*make.study(3, budget=0.3))), Setting("A", 0.3))
+    assert [candidate.what for candidate in low.candidates] == ["single model", "routed method"]
 
 
 def test_a_method_ahead_of_all_is_recommended(make: SimpleNamespace) -> None:
     records = settle(make.study(5), {"contrastive+sinkhorn": 0.1, "taylor": 0.2, "magnitude": 0.3}, dense=0.4)
+    only(records, KEY)
     found = verdict(gather(make.sources(*records)), MAIN)
     assert found.choice == "contrastive + sinkhorn"
     assert found.advice.startswith("Use contrastive + sinkhorn: it has the best CMMD, 0.100 ±")
-    assert "is ahead of the dense model with fewer steps and taylor" in found.advice
+    assert "is ahead of the dense model with 10 steps and taylor" in found.advice
     assert any(reason.startswith("contrastive + sinkhorn is ahead of taylor by 0.0") for reason in found.reasons)
-    assert "with 9.9 of its 15 sampling steps" in found.reasons[0]
+
+
+def only(records: list[Record], *keys: str) -> None:
+    """Leave these metrics alone."""
+    for record in records:
+        for result in record.results:
+            result.metrics = {key: value for key, value in result.metrics.items() if key in keys}
+            result.teacher_error = None
+
+
+def test_who_is_ahead_on_what_did_not_decide_is_said(make: SimpleNamespace) -> None:
+    records = settle(make.study(5), {"contrastive+sinkhorn": 0.1, "taylor": 0.2, "magnitude": 0.3}, dense=0.4)
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert found.choice == "contrastive + sinkhorn, by CMMD alone"
+    assert found.advice.startswith("By CMMD alone, use contrastive + sinkhorn: it has the best CMMD")
+    assert (
+        "But the dense model with 10 steps is ahead of contrastive + sinkhorn on Fréchet distance and" in found.advice
+    )
+    assert found.advice.endswith(", by intervals that exclude 0.")
+
+
+@pytest.mark.parametrize("dense", [1, 2])
+def test_what_has_too_few_seeds_in_common_is_not_told_apart(make: SimpleNamespace, dense: int) -> None:
+    records = settle(make.study(5), {"contrastive+sinkhorn": 0.1, "taylor": 0.2, "magnitude": 0.3}, dense=0.4)
+    only(records, KEY)
+    for record in records:
+        if record.config["seed"] >= dense:
+            record.results = [result for result in record.results if not result.sampling_steps]
+    advice = verdict(gather(make.sources(*records)), MAIN).advice
+    assert "but it has too few seeds in common with the dense model with 10 steps for an interval" in advice
+
+
+def test_two_seeds_are_a_direction(make: SimpleNamespace) -> None:
+    records = settle(make.study(2), {"contrastive+sinkhorn": 0.1, "taylor": 0.2, "magnitude": 0.3}, dense=0.4)
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert found.choice == "contrastive + sinkhorn (2 seeds)"
+    assert found.advice.endswith("with 2 seeds: a direction, not a result.")
+    assert told(records, make)[0].answer == "not shown"
+
+
+def test_methods_off_the_budget_do_not_count_for_the_most_seeds(make: SimpleNamespace) -> None:
+    records = [*make.study(5), *(make.record(seed, pruner="obs") for seed in range(6))]
+    for record in records:
+        if record.results[-1].name == "obs":
+            record.results[-1].fraction = 0.75
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert {candidate.what for candidate in found.candidates} == {"dense, fewer steps", "single model", "routed method"}
+
+
+def test_a_figure_that_is_no_number_counts_as_not_measured(make: SimpleNamespace) -> None:
+    records = make.study(3)
+    broken = next(record for record in records if record.results[-1].name == "taylor")
+    broken.results[-1].metrics[KEY] = float("nan")
+    found = gather(make.sources(*records))
+    (warning,) = [line for line in found.warnings if "not measured" in line]
+    assert warning.startswith("taylor, seed 0: cmmd_evaluator is nan in 'run ")
+    assert "With fewer seeds than others, and so not chosen from: taylor." in verdict(found, MAIN).reasons
+
+
+def test_the_dense_model_stands_beside_every_way_to_recover(make: SimpleNamespace) -> None:
+    records = [*make.study(3), *make.study(3, recover__guidance=3)]
+    for record in records[len(records) // 2 :]:
+        record.results = [result for result in record.results if not result.sampling_steps]
+    found = gather(make.sources(*records), mixed=True)
+    for setting in found.settings:
+        assert [len(found.seeds(setting, m)) for m in found.methods(setting, "dense")] == [3] * 4
+    apart = [*make.study(3), *make.study(3, evaluate__guidance=1)]
+    for record in apart[len(apart) // 2 :]:
+        record.results = [result for result in record.results if not result.sampling_steps]
+    found = gather(make.sources(*apart), mixed=True)
+    assert sorted(len(found.methods(setting, "dense")) for setting in found.settings) == [1, 4]
 
 
 def test_what_is_not_settled_is_said_to_be_open(make: SimpleNamespace) -> None:
@@ -69,10 +144,10 @@ def test_the_simpler_of_two_that_cannot_be_told_apart(make: SimpleNamespace) -> 
 
 def test_one_seed_is_a_direction(make: SimpleNamespace) -> None:
     found = verdict(gather(make.sources(*make.study(1))), MAIN)
-    assert "(one seed)" in found.choice
+    assert "(1 seed)" in found.choice
     assert "a direction, not a result" in found.advice
-    assert found.difference == "one seed"
-    assert any("the only seed in common, which gives no interval" in reason for reason in found.reasons)
+    assert found.difference == "1 seed"
+    assert any("the only seed in common, too few for an interval" in reason for reason in found.reasons)
 
 
 def test_methods_off_the_budget_or_with_fewer_seeds_are_not_chosen(make: SimpleNamespace) -> None:
@@ -106,12 +181,17 @@ def test_claims_of_the_study(make: SimpleNamespace) -> None:
     records = [*make.study(), *(make.record(seed, router="random") for seed in range(3))]
     single, meaning, hard, collapse, learning = told(records, make)
     assert [claim.answer for claim in (single, meaning, hard, collapse, learning)] == ["no", "yes", "yes", "yes", "yes"]
-    assert len(single.figures) == len(learning.figures) == 2
+    assert len(single.figures) == len(learning.figures) == 3
+    assert single.figures[2].startswith(
+        "Of these 6 intervals, 3 exclude 0 against it; where nothing differs, 0.15 would"
+    )
     assert single.figures[0].startswith("At 66% of the dense MACs, taylor − contrastive + sinkhorn: CMMD −0.0")
     assert single.figures[0].endswith("No.")
     assert "in its favour, 3 seeds" in single.figures[1]
     assert single.figures[1].endswith("Yes.")
     assert any(line.startswith("random: 0.0") for line in meaning.figures)
+    assert any(line.startswith("random-codes − contrastive + sinkhorn: −0.") for line in meaning.figures)
+    assert any(line.startswith("kmeans: 0.") and line.endswith("(3 seeds)") for line in hard.figures)
     assert hard.figures[0].startswith("mean over 3 seeds: +0.")
     assert "512 prompts in 40 clusters" in hard.figures[1]
     assert collapse.figures[0].startswith("seed 0: 3.")
@@ -185,9 +265,10 @@ def test_collapse_is_asked_of_every_seed(in_use: tuple[float, ...], answer: str,
 
 
 def test_meaning_is_against_chance_in_every_seed(make: SimpleNamespace) -> None:
-    records = [make.record(seed, router=router) for seed in range(2) for router in ("contrastive", "random")]
+    records = [make.record(seed, router=router) for seed in range(3) for router in ("contrastive", "random")]
     assert told(records, make)[1].answer == "yes"
+    assert told(records[:4], make)[1].answer == "not shown"
     records[0].routing["nmi"] = 0.0
     assert told(records, make)[1].answer == "not shown"
-    records[2].routing["nmi"] = -0.1
+    records[2].routing["nmi"] = records[4].routing["nmi"] = -0.1
     assert told(records, make)[1].answer == "no"

@@ -78,7 +78,7 @@ def runs_with_folders(make: SimpleNamespace, home: Path, records: list[Record]) 
 def written(make: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     """The folder of a report of everything, and its page."""
     home = tmp_path_factory.mktemp("runs")
-    found = gather(runs_with_folders(make, home, make.study(2)), [Failure("runs/x", "ValueError: it is <b>broken</b>")])
+    found = gather(runs_with_folders(make, home, make.study(3)), [Failure("runs/x", "ValueError: it is <b>broken</b>")])
     page = write_comparison(found, home / "out", "aptp report runs/* --out out")
     assert page == home / "out/report.html"
     return page.parent, Page(page.read_text(encoding="utf-8"))
@@ -258,12 +258,11 @@ def test_one_bad_method_does_not_hide_what_the_others_differ_in() -> None:
 
 def test_csv_has_a_row_a_run_and_method(written: tuple[Path, Page]) -> None:
     rows = list(csv.DictReader(io.StringIO((written[0] / "report.csv").read_text())))
-    assert len(rows) == 12 * 5
-    assert sum(int(row["counted"]) for row in rows) == 2 * (6 + 4)
+    assert len(rows) == 18 * 5
+    assert sum(int(row["counted"]) for row in rows) == 3 * (6 + 4)
     own = [row for row in rows if row["method"] == "kmeans"]
     assert [(row["seed"], row["budget"], row["protocol"], row["experts"]) for row in own] == [
-        ("0", "0.66", "A", "4"),
-        ("1", "0.66", "A", "4"),
+        (seed, "0.66", "A", "4") for seed in ("0", "1", "2")
     ]
     assert all(float(row["cmmd_evaluator"]) > 0 for row in rows)
 
@@ -273,10 +272,10 @@ def test_json_holds_the_figures_and_the_inputs(written: tuple[Path, Page]) -> No
     (setting,) = told["settings"]
     kmeans = next(m for m in setting["methods"] if m["method"] == "kmeans")
     by_hand = [row["figures"]["cmmd_evaluator"] for row in told["rows"] if row["method"] == "kmeans"]
-    assert kmeans["figures"]["cmmd_evaluator"]["mean"] == pytest.approx(sum(by_hand) / 2)
-    assert kmeans["differences"]["cmmd_evaluator"]["n"] == 2
+    assert kmeans["figures"]["cmmd_evaluator"]["mean"] == pytest.approx(sum(by_hand) / 3)
+    assert kmeans["differences"]["cmmd_evaluator"]["n"] == 3
     assert [claim["answer"] for claim in told["claims"]]
-    assert len(told["runs"]) == 12
+    assert len(told["runs"]) == 18
     assert told["failures"] == [{"name": "runs/x", "error": "ValueError: it is <b>broken</b>"}]
     assert told["command"] == "aptp report runs/* --out out"
 

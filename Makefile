@@ -45,7 +45,7 @@ benchmark-full: install ## every comparison of docs/question.md over 3 to 5 seed
 		status=$$?; $(MAKE) report && exit $$status
 
 report: install ## remake the published reports from the results that are kept
-	$(BIN)/aptp report benchmarks/results/full/*.json benchmarks/results/restart/*.json --mixed --out docs/report
+	$(BIN)/aptp report benchmarks/results/answer/*.json $(wildcard benchmarks/results/full/*.json) --mixed --out docs/report
 	$(BIN)/aptp report benchmarks/results/steps/*.json 'benchmarks/results/core/aptp,budget=0.5,seed=0.json' --mixed --out docs/steps-report
 
 docs: install ## write docs/config.md anew from the options' models

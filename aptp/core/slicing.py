@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from aptp.core.anatomy import HEADS, Cut, Part, submodule
 from aptp.core.architecture import Architecture, SearchSpace
@@ -146,6 +148,35 @@ def _save_weights(module: nn.Module, path: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
 
 
+def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """A module whose parameters take no memory, by means of the calling thread alone.
+
+    What accelerate patches for that is torch itself, for all threads. Buffers that a state dict does not hold are
+    taken from a second module, whose parameters are left as memory comes.
+    """
+    with torch.device("meta"):
+        module = make()
+    saved = module.state_dict().keys()
+    unsaved = [name for name, _ in module.named_buffers() if name not in saved]
+    if unsaved:
+        with _Unfilled():
+            whole = make()
+        for name in unsaved:
+            path, _, leaf = name.rpartition(".")
+            module.get_submodule(path).register_buffer(leaf, whole.get_buffer(name), persistent=False)
+    return module
+
+
+class _Unfilled(TorchFunctionMode):
+    """Initialisations are left out, in the thread that says so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
     """The expert that `save_expert` wrote: a stock model, in eval mode, ready for a diffusers pipeline.
 
@@ -157,7 +188,6 @@ def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
         RequestError: if the folder is no expert, or its parts do not fit each other.
     """
     import diffusers
-    from accelerate import init_empty_weights
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -170,8 +200,7 @@ def load_expert(folder: str | Path, dtype: torch.dtype | None = None) -> nn.Modu
         family = getattr(diffusers, config["_class_name"], None)
         if not (isinstance(family, type) and issubclass(family, diffusers.ModelMixin)):
             raise RequestError(f"{str(folder)!r} names {config['_class_name']!r}, which is no diffusers model.")
-        with init_empty_weights():
-            expert = family.from_config(config)  # type: ignore[attr-defined]
+        expert = _without_weights(lambda: family.from_config(config))  # type: ignore[attr-defined]
         shared = folder.parent / SHARED
         if together := shared.is_file():
             expert.load_state_dict(load_file(shared), strict=True, assign=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -142,6 +143,19 @@ def test_saved_and_loaded_gives_the_same_bits(saved):
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).sample, expert(**inputs).sample)
     assert aptp.load_expert(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_loading_changes_nothing_for_other_threads(saved):
+    """As accelerate's `init_empty_weights` would, which patches torch itself."""
+    register, made = torch.nn.Module.register_parameter, []
+    threads = [threading.Thread(target=lambda: made.append(aptp.load_expert(saved[1]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert torch.nn.Module.register_parameter is register
+        assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
+    assert len(made) == 4
+    assert not any(tensor.is_meta for model in made for tensor in (*model.parameters(), *model.buffers()))
 
 
 def test_nothing_but_json_and_safetensors_is_written(saved):

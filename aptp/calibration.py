@@ -22,7 +22,7 @@ from aptp.core.balancer import heaviest
 from aptp.core.errors import RequestError
 from aptp.core.files import write_json
 from aptp.core.record import Record
-from aptp.core.router import PromptBatch, serve
+from aptp.core.router import PromptBatch, scores_of, serve
 from aptp.core.transport import ot
 from aptp.host import Host
 from aptp.routing import read
@@ -100,7 +100,7 @@ def calibrate(run: Path, budget: str, prompts: Sequence[str], host: Host) -> Cal
 @torch.no_grad()
 def fitted(bundle: Bundle, budget: BudgetChoice, prompts: PromptBatch, counts: Sequence[int]) -> Calibration:
     """The same for a budget between the experts' costs, over prompts that each come `counts` times."""
-    scores, total = bundle.router.scores(prompts).double().cpu(), sum(counts)
+    scores, total = scores_of(bundle.router, prompts), sum(counts)
     weights = torch.tensor(counts, dtype=torch.float64) / total
     costs = torch.tensor(bundle.fractions, dtype=torch.float64)
     load = torch.tensor(bundle.load, dtype=torch.float64).clamp(min=_UNUSED)

@@ -9,7 +9,7 @@ import torch
 
 from aptp.bundle import Bundle
 from aptp.core.errors import RequestError
-from aptp.core.router import PromptBatch, margins, serve
+from aptp.core.router import PromptBatch, margins, scores_of, serve
 
 LONGEST_PROMPT = 10_000
 """Characters; a prompt this long is a mistake, not a prompt."""
@@ -51,12 +51,12 @@ def route(bundle: Bundle, batch: PromptBatch, fallback_margin: float = 0.0) -> l
     """
     if not fallback_margin >= 0:
         raise RequestError(f"fallback margin {fallback_margin} is no lead; 0 or more is right.")
-    scores = bundle.router.scores(batch)
+    scores = scores_of(bundle.router, batch)
     routes = []
     for prompt, expert, lead in zip(
         batch.text, serve(scores, bundle.bias).tolist(), margins(scores, bundle.bias).tolist(), strict=True
     ):
-        sure = lead >= fallback_margin
+        sure = not lead < fallback_margin
         routes.append(Route(prompt, expert if sure else DENSE, bundle.fractions[expert] if sure else 1.0, lead))
     return routes
 

@@ -123,6 +123,24 @@ class Router(nn.Module, ABC):
         return any(parameter.requires_grad for parameter in self.parameters())
 
 
+SCORED = 1024
+"""Prompts that are scored at once: a router may make a number for each gate on the way."""
+
+
+@torch.no_grad()
+def scores_of(
+    router: Router, prompts: PromptBatch, device: torch.device | None = None
+) -> Float[Tensor, "prompts experts"]:
+    """The router's scores of any number of prompts, on the CPU in float64.
+
+    Args:
+        device: the router's, the CPU by default; the prompts stay where they are.
+    """
+    parts = [prompts[range(start, min(start + SCORED, len(prompts)))] for start in range(0, len(prompts), SCORED)]
+    found = [router.scores(part.to(device or torch.device("cpu"))).double().cpu() for part in parts]
+    return torch.cat(found) if found else router.scores(prompts).double().cpu()
+
+
 def serve(scores: Float[Tensor, "batch experts"], expert_bias: Float[Tensor, "experts"]) -> Int[Tensor, "batch"]:
     """The expert of each prompt: argmax(scores + bias) in float64, the lowest index on ties."""
     return (scores.double() + expert_bias.double()).argmax(-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
 from typing import Any
@@ -82,9 +83,10 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
 
         if joint:
             together = copy.deepcopy(work.dense)
-            gates = torch.stack([architecture.gates for architecture in architectures])[route]
+            codes = torch.stack([architecture.gates for architecture in architectures])
             part, _ = parts_of_schedule(options, work.config.experts)
-            _train(work, together, "joint", torch.arange(len(route)), joint, observe("all experts", 0), part, gates)
+            everything, told = torch.arange(len(route)), observe("all experts", 0)
+            _train(work, together, "joint", everything, joint, told, part, lambda pictures: codes[route[pictures]])
             if joint == total and distributed.is_main():
                 share_weights(together, work.path("experts"))
             for index, architecture in enumerate(architectures) if joint < total else ():
@@ -142,8 +144,9 @@ def _train(
     steps: int,
     observe: Observe,
     part: tuple[float, float],
-    gates: Float[Tensor, "pictures gates"] | None = None,
+    gates: Callable[[Int[Tensor, "rows"]], Float[Tensor, "rows gates"]] | None = None,
 ) -> None:
+    """Train on `pictures`; where they are several experts', `gates` says how pictures are gated."""
     options, seed = work.config.recover, work.config.seed
     count = options.batch // 2 if options.guidance else options.batch
     with torch.no_grad():
@@ -168,7 +171,7 @@ def _train(
         def gating(place: int) -> AbstractContextManager[Any]:
             if gates is None:
                 return nullcontext()
-            return gated(student, work.space, gates[index[parts[place]]].to(work.device))
+            return gated(student, work.space, gates(index[parts[place]]).to(work.device))
 
         examples = [example(place) for place in range(len(parts))]
         return work.distiller.learn(student, examples, options.weights, gating, options.guidance)

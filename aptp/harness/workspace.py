@@ -29,7 +29,7 @@ from aptp.core.progress import Progress
 from aptp.core.pruner import ScoringPruner, StaticPruner
 from aptp.core.record import Record, StepEvent
 from aptp.core.relaxation import Relaxation
-from aptp.core.router import PromptBatch, Router, RouterContext
+from aptp.core.router import PromptBatch, Router, RouterContext, scores_of
 from aptp.harness.data import Need, Pictures, Preparer
 from aptp.harness.exam import Exam
 from aptp.harness.processes import check_shares
@@ -260,7 +260,7 @@ class Workspace:
 
     def scores(self, pictures: Pictures) -> Float[Tensor, "pictures experts"]:
         """The router's scores of every picture's caption, on the CPU."""
-        return self.router.scores(pictures.prompts().to(self.device)).cpu()
+        return scores_of(self.router, pictures.prompts(), self.device)
 
     def context_for(self, prompts: PromptBatch) -> RouterContext:
         """What a router is set up with for these training prompts."""

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import faiss
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from aptp.core.errors import RequestError
 from aptp.core.router import PromptBatch, RouterContext
 
+MOST = 2**16
+"""Points among which clusters are looked for, chosen at random where there are more."""
 TRIES = 8
 """Starts of k-means, of which the best is taken: from a single one, two clusters often share a centre."""
+
+
+def chosen(count: int, seed: int) -> Int[Tensor, "points"]:
+    """The places of points to look for clusters among: all, or a random choice of many."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
 
 
 def k_means(
@@ -45,7 +52,7 @@ class Clusters(nn.Module):
         embeds, experts = context.prompts.embeds, context.num_experts
         centres = torch.zeros(experts, embeds.shape[1])
         if len(embeds):
-            centres = k_means(embeds, experts, context.seed, TRIES)
+            centres = k_means(embeds[chosen(len(embeds), context.seed)], experts, context.seed, TRIES)
         self.register_buffer("centres", centres)
 
     def forward(self, prompts: PromptBatch) -> Float[Tensor, "batch experts"]:

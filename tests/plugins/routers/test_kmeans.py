@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aptp.core.errors import RequestError
 from aptp.core.router import PromptBatch, serve
-from aptp.plugins.routers._clusters import k_means
+from aptp.plugins.routers._clusters import MOST, chosen, k_means
 from aptp.plugins.routers.kmeans import KMeansRouter
 
 
@@ -70,3 +70,12 @@ def test_points_without_distances_are_told_and_do_not_end_the_program(value: flo
     points[3, 1] = value
     with pytest.raises(FloatingPointError, match=r"not finite, or too large; lower search\.rate"):
         k_means(points, 3, seed=0)
+
+
+def test_clusters_of_very_many_prompts_are_looked_for_among_a_choice() -> None:
+    assert chosen(100, 0).tolist() == list(range(100))
+    many = chosen(MOST + 1000, 0)
+    assert len(many) == len(many.unique()) == MOST
+    assert torch.equal(many, chosen(MOST + 1000, 0))
+    assert not torch.equal(many, chosen(MOST + 1000, 1))
+    assert (many >= MOST).any()

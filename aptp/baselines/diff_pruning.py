@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -44,4 +43,4 @@ class DiffPruningPruner(ScoringPruner):
             yield from self._losses_at(context, time)
 
     def _losses_at(self, context: PrunerContext, time: int) -> Iterator[Float[Tensor, ""]]:
-        return islice(context.calibration_loss(time), self.options.batches)
+        return context.calibration_loss(self.options.batches, time)

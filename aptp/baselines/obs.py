@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -66,7 +65,7 @@ class OBSPruner(StaticPruner):
         taps = {tap: context.module.get_submodule(tap) for site in context.space.sites for tap in site.taps}
         squares = dict.fromkeys(taps, 0.0)
         with _watched(taps) as (hessians, outputs):
-            for loss in islice(context.calibration_loss(), self.options.batches):
+            for loss in context.calibration_loss(self.options.batches):
                 for tap, slope in zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True):
                     squares[tap] += float(slope.double().square().mean())
                 outputs.clear()  # and with them the graph
@@ -76,12 +75,14 @@ class OBSPruner(StaticPruner):
 
 @contextmanager
 def _watched(taps: dict[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Sum XᵀX over what the layers are called with inside the context, and keep each one's last output, by path."""
+    """Sum XᵀX over what the layers are called with inside the context, and keep their outputs till they are taken."""
     sums: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if path in outputs:  # it is computed again, for the gradient
+                return
             outputs[path] = output
             for example in args[0].detach().split(1):
                 rows = _rows(layer, example).double()

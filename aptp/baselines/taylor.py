@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,4 +23,4 @@ class TaylorPruner(ScoringPruner):
         self.options = options
 
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
-        return taylor_scores(context, islice(context.calibration_loss(), self.options.batches))
+        return taylor_scores(context, context.calibration_loss(self.options.batches))

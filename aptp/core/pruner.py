@@ -22,13 +22,15 @@ TOLERANCE = 0.01
 
 
 class CalibrationLoss(Protocol):
-    """Runs the dense module on one batch of training data after another, for as long as it is asked."""
+    """Runs the dense module on batches of training data."""
 
-    def __call__(self, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
-        """The denoising loss of each batch, differentiable in the module's weights.
+    def __call__(self, batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+        """The denoising losses of so many batches, differentiable in the module's weights.
 
-        Every call starts with the same batches and noise. Hooks on the module's layers see what they are called with;
-        who wants only that asks under `torch.no_grad()`.
+        A batch comes in the equal parts in which a run saves memory, one after another; what a part yields is its share
+        of the batch's loss. Every call starts with the same batches and noise. Hooks on the module's layers see what
+        they are called with, and once more what is computed again for a gradient; who wants only the former asks under
+        `torch.no_grad()`.
 
         Args:
             timestep: the diffusion time of every example, whose mean squared error is then the plain one; by default

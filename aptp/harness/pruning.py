@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aptp.core.objective import weighted_mse
 from aptp.core.pruner import Pruned, PrunerContext, StaticPruner
-from aptp.harness.training import batch_index, generator_for
+from aptp.harness.training import batch_index, generator_for, recomputing
 
 if TYPE_CHECKING:
     from aptp.harness.workspace import Workspace
@@ -40,8 +40,15 @@ def prune(work: Workspace, pruner: StaticPruner, search: Callable[[], Pruned]) -
         with differentiable(work.dense, False):
             return search()
 
-    with differentiable(work.dense, True):
+    with looking_at_weights(work):
         return pruner.prune(dataclasses.replace(pruner_context(work), search=searched))
+
+
+@contextmanager
+def looking_at_weights(work: Workspace) -> Iterator[None]:
+    """The dense model with differentiable weights, its activations computed again where the run says so."""
+    with differentiable(work.dense, True), recomputing(work.dense, work.config.checkpointing):
+        yield
 
 
 @contextmanager
@@ -56,14 +63,15 @@ def differentiable(module: nn.Module, wanted: bool) -> Iterator[None]:
             parameter.requires_grad_(state)
 
 
-def _calibration_losses(work: Workspace, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
-    """The denoising losses of training batches (see `CalibrationLoss`)."""
-    step = 0
-    while True:
-        index = batch_index(len(work.train), work.config.search.batch, step, work.config.seed, "calibration")
-        generator = generator_for(work.config.seed, "calibration", step)
-        example = work.noiser(work.train.latents_of(index), work.train.text_states(index), generator, timestep)
-        prediction = work.denoiser.predict(work.dense, example.diffused.noisy, example.timesteps, example.text)
-        weight = example.diffused.weight
-        yield weighted_mse(prediction, example.diffused.target, weight if timestep is None else torch.ones_like(weight))
-        step += 1
+def _calibration_losses(work: Workspace, batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+    """The denoising losses of training batches (see `CalibrationLoss`), with all that saves memory in a search."""
+    options, seed = work.config.search, work.config.seed
+    size = options.batch // options.accumulate
+    for step in range(batches):
+        index = batch_index(len(work.train), options.batch, step, seed, "calibration")
+        noised = work.noiser.draw(work.train.latents_of(index), generator_for(seed, "calibration", step), timestep)
+        for rows in (slice(start, start + size) for start in range(0, options.batch, size)):
+            example = work.noiser.example(noised, rows, work.train.text_states(index[rows]))
+            prediction = work.distiller.predict(work.dense, example)
+            weight = example.diffused.weight if timestep is None else torch.ones_like(example.diffused.weight)
+            yield weighted_mse(prediction, example.diffused.target, weight) / options.accumulate

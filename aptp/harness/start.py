@@ -13,7 +13,7 @@ from aptp.core.architecture import harden
 from aptp.core.budget import CostModel
 from aptp.core.calibration import calibrate
 from aptp.core.files import replacing
-from aptp.harness.pruning import differentiable, pruner_context
+from aptp.harness.pruning import looking_at_weights, pruner_context
 
 if TYPE_CHECKING:
     from aptp.harness.workspace import Workspace
@@ -28,7 +28,7 @@ def start_of_search(work: Workspace) -> Float[Tensor, "gates"] | None:
         return None
     file = work.path("checkpoints/start.safetensors")
     if not file.exists():
-        with differentiable(work.dense, True):
+        with looking_at_weights(work):
             scores = work.start.scores(pruner_context(work))
         with replacing(file) as temporary:
             save_file({"scores": scores.double().cpu().contiguous()}, temporary)

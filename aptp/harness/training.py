@@ -153,7 +153,7 @@ class Distiller:
     ) -> dict[str, Tensor]:
         """The unweighted terms by name; without a teacher, the denoising one alone."""
         with watch(student, self.blocks if taught else ()) as seen:
-            prediction = self._predict(student, example)
+            prediction = self.predict(student, example)
         terms = {"denoising": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
         if taught:
             error = prediction - taught.answer
@@ -168,10 +168,11 @@ class Distiller:
         if not weights.distill:
             return None
         with watch(self.teacher, self.blocks) as outputs:
-            answer = self._predict(self.teacher, example)
+            answer = self.predict(self.teacher, example)
         return Taught(answer, outputs)
 
-    def _predict(self, model: torch.nn.Module, example: Example) -> Float[Tensor, "batch channels height width"]:
+    def predict(self, model: torch.nn.Module, example: Example) -> Float[Tensor, "batch channels height width"]:
+        """A model's answer in the run's precision, as float32."""
         noisy = example.diffused.noisy
         with autocast(noisy.device, self.precision):
             return self.denoiser.predict(model, noisy, example.timesteps, example.text).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from typing import Any
 
 import torch
@@ -172,8 +171,8 @@ def tiny_pruner_context(unet: nn.Module, space: SearchSpace, target: float = 0.6
     """
     unet.requires_grad_(True)
 
-    def losses(timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
-        for batch in count():
+    def losses(batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+        for batch in range(batches):
             inputs = tiny_inputs(unet, 2, seed=batch)
             if timestep is not None:
                 inputs["timestep"] = torch.full_like(inputs["timestep"], timestep)

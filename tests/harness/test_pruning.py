@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import pytest
 import torch
 
@@ -23,7 +21,7 @@ STATIC = {"experts": 1, "router": {"name": "constant"}, "balancer": "none"}
 
 def losses(work: Workspace, count: int, timestep: int | None = None) -> list[float]:
     with torch.no_grad():
-        return [float(loss) for loss in islice(pruner_context(work).calibration_loss(timestep), count)]
+        return [float(loss) for loss in pruner_context(work).calibration_loss(count, timestep)]
 
 
 def test_every_call_starts_with_the_same_batches(open_work) -> None:
@@ -42,6 +40,36 @@ def test_at_one_time_the_loss_is_the_plain_error(open_work, monkeypatch: pytest.
     assert loss == pytest.approx(1, rel=0.2)  # v is nearly the noise there, and zero is the answer
     losses(work, 1)
     assert len(set(seen[1].tolist())) > 1
+
+
+@pytest.mark.parametrize("pruner", ["taylor", "obs", "diff-pruning", "block-influence"])
+def test_what_saves_memory_in_a_search_does_so_here_and_changes_no_choice(open_work, pruner: str) -> None:
+    """Micro-batches and recomputed activations; and no more than a micro-batch is ever in the model."""
+    depth = {"granularity": "depth", "budget": 0.8} if pruner == "block-influence" else {}
+    static = STATIC | depth | {"pruner": pruner}
+    plain = search(open_work("plain", **static, search={"batch": 8}))
+    work = open_work("sparing", **static, search={"batch": 8, "accumulate": 4}, checkpointing=True)
+    sizes, recomputed = set(), set()
+
+    def watch(model: torch.nn.Module, args: tuple) -> None:
+        sizes.add(len(args[0]))
+        recomputed.add(checkpointed(model))
+
+    work.dense.register_forward_pre_hook(watch)
+    assert torch.equal(search(work).architectures[0].gates, plain.architectures[0].gates)
+    assert sizes == {2}
+    assert recomputed == {True}
+    assert not checkpointed(work.dense)
+
+
+def checkpointed(model: torch.nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_a_bf16_run_calibrates_in_bf16(open_work) -> None:
+    exact, rounded = (losses(open_work(p, search={"batch": 4}, precision=p), 2) for p in ("fp32", "bf16"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
 
 
 def test_weights_are_differentiable_while_a_pruner_looks(open_work) -> None:

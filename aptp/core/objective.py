@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -125,16 +125,30 @@ def block_distillation(
     errors = torch.stack([(student[path].float() - seen.float()).square().mean() for path, seen in teacher.items()])
     if not by_variance:
         return errors.mean()
-    variances = block_variances([teacher]) if variances is None else variances
+    variances = block_variances([moments_of(teacher)]) if variances is None else variances
     return (errors / variances.clamp(min=1e-8).to(errors)).mean()
 
 
-def block_variances(parts: Sequence[dict[str, Tensor]]) -> Float[Tensor, "blocks"]:
+class Moments(NamedTuple):
+    """How many values each block answered with, and their variance and mean."""
+
+    size: Int[Tensor, "blocks"]
+    variance: Float[Tensor, "blocks"]
+    mean: Float[Tensor, "blocks"]
+
+
+def moments_of(outputs: Mapping[str, Tensor]) -> Moments:
+    """Of each block's output, one after another."""
+    found = [torch.var_mean(seen.detach().float()) for seen in outputs.values()]
+    size = torch.tensor([seen.numel() for seen in outputs.values()], device=found[0][0].device)
+    return Moments(size, *(torch.stack(each) for each in zip(*found, strict=True)))
+
+
+def block_variances(parts: Sequence[Moments]) -> Float[Tensor, "blocks"]:
     """The variance of each block's output over the global batch, in float64, from this process's equal parts of it."""
-    outputs = [[seen.detach().float() for seen in part.values()] for part in parts]
-    size = torch.tensor([seen.numel() for seen in outputs[0]], device=outputs[0][0].device)
-    of_part = [torch.stack([torch.stack(torch.var_mean(seen)) for seen in part], 1) for part in outputs]
-    variances, means = distributed.gather(torch.stack(of_part).double()).unbind(1)  # [parts of all, blocks]
+    size = parts[0].size
+    mine = torch.stack([torch.stack([part.variance, part.mean]) for part in parts])
+    variances, means = distributed.gather(mine.double()).unbind(1)  # [parts of all, blocks]
     within = ((size - 1) * variances).sum(0)
     between = (size * (means - means.mean(0)).square()).sum(0)
     return (within + between) / (len(means) * size - 1)

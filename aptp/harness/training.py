@@ -22,7 +22,7 @@ from torch import Tensor
 from aptp.config import DistillOptions, TrainingOptions, Weights
 from aptp.core import distributed
 from aptp.core.denoiser import Denoiser, TextStates
-from aptp.core.objective import Diffused, block_distillation, block_variances, watch, weighted_mse
+from aptp.core.objective import Diffused, block_distillation, block_variances, moments_of, watch, weighted_mse
 from aptp.harness.checkpoint import Checkpoint, Log
 
 CHECKPOINT_SECONDS = 15.0
@@ -71,7 +71,7 @@ class Example(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """The teacher's answer and its blocks' outputs."""
+    """The teacher's answer and its blocks' outputs, none where these have no weight."""
 
     answer: Float[Tensor, "batch channels height width"]
     blocks: dict[str, Tensor]
@@ -131,14 +131,17 @@ class Distiller:
         Returns:
             The unweighted terms by name, and `loss`, their weighted sum: means over this process's examples.
         """
-        taught = [self.teach(example, weights) for example in examples]
-        variances = block_variances([said.blocks for said in taught if said]) if weights.distill else None
+        # of several the teacher is asked once more, for all its answers together take what micro-batches save
+        kept = self.teach(examples[0], weights) if len(examples) == 1 else None
+        variances = None
+        if weights.blocks and self.options.block_scale == "variance":
+            variances = block_variances([moments_of(self._blocks(example, weights, kept)) for example in examples])
         means: dict[str, Tensor] = {}
         for place, example in enumerate(examples):
+            taught = kept or self.teach(example, weights)
             with gating(place):
-                terms = self.terms(student, example, taught[place], variances, guidance)
+                terms = self.terms(student, example, taught, variances, guidance)
                 (weighted(terms, weights) / len(examples)).backward()
-            taught[place] = None
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value.detach() / len(examples)
         return {"loss": weighted(means, weights), **means}
@@ -152,12 +155,13 @@ class Distiller:
         guidance: float = 0,
     ) -> dict[str, Tensor]:
         """The unweighted terms by name; without a teacher, the denoising one alone."""
-        with watch(student, self.blocks if taught else ()) as seen:
+        with watch(student, self.blocks if taught and taught.blocks else ()) as seen:
             prediction = self.predict(student, example)
         terms = {"denoising": weighted_mse(prediction, example.diffused.target, example.diffused.weight)}
         if taught:
             error = prediction - taught.answer
             terms["distillation"] = (guided(error, guidance) if guidance else error).square().mean()
+        if taught and taught.blocks:
             by_variance = self.options.block_scale == "variance"
             terms["blocks"] = block_distillation(seen, taught.blocks, by_variance, variances)
         return terms
@@ -167,9 +171,13 @@ class Distiller:
         """What the dense model says, or None where no term with a weight asks for it; ask before its gates are set."""
         if not weights.distill:
             return None
-        with watch(self.teacher, self.blocks) as outputs:
+        with watch(self.teacher, self.blocks if weights.blocks else ()) as outputs:
             answer = self.predict(self.teacher, example)
         return Taught(answer, outputs)
+
+    def _blocks(self, example: Example, weights: Weights, kept: Taught | None) -> dict[str, Tensor]:
+        taught = kept or self.teach(example, weights)
+        return taught.blocks if taught else {}
 
     def predict(self, model: torch.nn.Module, example: Example) -> Float[Tensor, "batch channels height width"]:
         """A model's answer in the run's precision, as float32."""

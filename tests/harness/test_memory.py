@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 import torch
 
 from aptp.config import RunConfig
 from aptp.core.gates import gated
-from aptp.core.objective import block_variances
+from aptp.core.objective import block_variances, moments_of
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found, search
-from aptp.harness.training import recomputing
+from aptp.harness.training import Distiller, recomputing
 from aptp.harness.workspace import Workspace
 from aptp.testing import tiny_inputs, tiny_unet
 
-SHORT = {"search": {"steps": 4, "batch": 8}, "recover": {"steps": 4, "batch": 8}}
+SHORT = {"search": {"steps": 4, "batch": 8, "start": {"name": "magnitude"}}, "recover": {"steps": 4, "batch": 8}}
+"""Their start looks at no loss, which precision would change."""
 
 
 def learned(work: Workspace) -> tuple[Found, list[dict[str, float]]]:
@@ -101,8 +103,45 @@ def test_the_variance_of_parts_is_that_of_the_whole() -> None:
     whole = {name: torch.randn(6, 3, 4) * scale + 5 for name, scale in (("a", 1.0), ("b", 100.0))}
     parts = [{name: seen[start : start + 2] for name, seen in whole.items()} for start in (0, 2, 4)]
     expected = torch.stack([seen.double().var() for seen in whole.values()])
-    torch.testing.assert_close(block_variances(parts), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(block_variances([whole]), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(block_variances([moments_of(part) for part in parts]), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(block_variances([moments_of(whole)]), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scale", ["variance", "none"])
+def test_of_micro_batches_the_teacher_s_answers_are_not_kept(open_work, monkeypatch, scale: str) -> None:
+    work = open_work(**SHORT | {"search": {"steps": 2, "batch": 8, "accumulate": 4}, "distill": {"block_scale": scale}})
+    said: list[weakref.ref] = []
+    teach, terms, most = Distiller.teach, Distiller.terms, []
+
+    def spy(self, example, weights):
+        taught = teach(self, example, weights)
+        said.append(weakref.ref(taught.answer))
+        return taught
+
+    def count(self, *args):
+        most.append(sum(answer() is not None for answer in said))
+        return terms(self, *args)
+
+    monkeypatch.setattr(Distiller, "teach", spy)
+    monkeypatch.setattr(Distiller, "terms", count)
+    search(work)
+    assert most == [1] * 8
+    assert len(said) == (16 if scale == "variance" else 8)
+
+
+def test_blocks_without_a_weight_are_not_watched(open_work, monkeypatch) -> None:
+    weights = {"denoising": 1.0, "distillation": 1.0, "blocks": 0.0}
+    work = open_work(search={"steps": 2, "batch": 4, "weights": weights})
+    teach, kept = Distiller.teach, []
+
+    def spy(self, example, weights):
+        taught = teach(self, example, weights)
+        kept.append(taught.blocks)
+        return taught
+
+    monkeypatch.setattr(Distiller, "teach", spy)
+    search(work)
+    assert kept == [{}, {}]
 
 
 def test_parts_have_to_be_equal() -> None:

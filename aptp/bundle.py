@@ -42,6 +42,8 @@ TRAINING = "training.safetensors"
 """In `router/`: the training prompts that are kept, float16 embeddings with the texts as metadata."""
 WIDEST = 2**16
 """Of an encoder's embeddings: larger ones than any has."""
+LARGEST_ROUTER = 2**27
+"""Gates times the embeddings' width, or times the experts: half a gigabyte, a hundred times what the published has."""
 LARGEST_OPTION = 1024
 """Of a number that a bundle gives every call: pictures of that height and width can be had."""
 ROUNDING = 1e-3
@@ -175,7 +177,7 @@ def load_finished(run: Path, host: Host) -> Bundle:
         RequestError: for a folder that is no finished run.
     """
     bundle, record = load_bundle(run, host), run / "record.json"
-    if record.is_file() and (status := Record.load(record).status) != "done":
+    if bundle.manifest is None and record.is_file() and (status := Record.load(record).status) != "done":
         raise RequestError(f"run {str(run)!r} is {status}, not done; finish it with --resume before it serves.")
     return bundle
 
@@ -208,7 +210,13 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         embed = data["embed"]
         if not isinstance(embed, int) or not 1 <= embed <= WIDEST:
             raise ValueError(f"its embeddings are {embed!r} wide; 1 to {WIDEST:,} are right.")
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()):
+            raise ValueError("its router holds values that are not finite.")
+        if (room := space.num_gates * max(embed, len(bias))) > LARGEST_ROUTER:
+            raise ValueError(f"its router would take {room:,} numbers; at most {LARGEST_ROUTER:,} are right.")
         router_choice, balancer, encoder = (Choice(**data[name]) for name in ("router", "balancer", "encoder"))
+        if manifest and not data["encoder_fingerprint"]:
+            raise ValueError("it does not say which prompt encoder it was trained with.")
         carried = manifest and any(name.startswith(f"{ENCODER}/") for name in manifest.files)
         own = {"model": str(run / ENCODER)} if carried else {}
         router = host.create("router", router_choice.name, router_choice.options)

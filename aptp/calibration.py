@@ -106,7 +106,7 @@ def fitted(bundle: Bundle, budget: BudgetChoice, prompts: PromptBatch, counts: S
     load = torch.tensor(bundle.load, dtype=torch.float64).clamp(min=_UNUSED)
     bias = fit_bias(scores, weights, costs, load / load.sum(), budget.target)
 
-    errors, cluster = _cross_errors(bundle.folder), serve(scores, bundle.own_bias)
+    errors, cluster = None if bundle.manifest else _cross_errors(bundle.folder), serve(scores, bundle.own_bias)
 
     def effect(bias: Float[Tensor, "experts"]) -> Effect:
         route = serve(scores, bias)

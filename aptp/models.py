@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aptp.core.errors import RequestError, gist
-from aptp.core.manifest import may_travel
+from aptp.core.manifest import check_weight_lists, may_travel
 
 if TYPE_CHECKING:
     import torch
@@ -127,10 +127,7 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
             ):
                 continue
         raise ValueError(f"its part {part!r} is {entry!r}, which is none of diffusers or transformers")
-    for path in sorted(folder.rglob("*.index*.json")):  # of a variant: .index.fp16.json
-        for weights in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
-            if Path(weights).name != weights:
-                raise ValueError(f"its file {path.name!r} names weights {weights!r} in another folder")
+    check_weight_lists(folder)
     _check_tokenizers(folder, index)
 
 
@@ -222,7 +219,7 @@ def _variant(folder: Path) -> str | None:
     """`fp16` where some part of a pipeline has no other weights."""
     for part in folder.iterdir():
         names = [path.name for path in part.glob("*.safetensors")]
-        if names and all(f".{VARIANT}." in name for name in names):
+        if names and all(re.search(rf"\.{VARIANT}[.-]", name) for name in names):  # `-` before the number of a shard
             return VARIANT
     return None
 

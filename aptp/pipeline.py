@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +24,7 @@ from aptp.host import Host, default_host
 from aptp.models import quietly
 from aptp.monitor import Monitor
 from aptp.publishing import find_bundle, push_bundle, write_bundle
-from aptp.request import KINDS, Pictures, check_count, check_options, generators_of, pictures_of, repeated
+from aptp.request import KINDS, Pictures, check_count, check_options, generators_of, pictures_of, repeated, whole
 from aptp.routing import DENSE, Route, check_prompts, read, route
 
 if TYPE_CHECKING:
@@ -120,16 +121,27 @@ class RoutedPipeline:
             return explain(self.bundle, [prompts] if isinstance(prompts, str) else list(prompts))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **settings: Any) -> RoutedPipeline:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> RoutedPipeline:
         """The pipeline of a bundle: a folder, or the hub's `owner/name`, or `owner/name@revision`.
 
         Args:
+            revision: of a hub name, another way to say it; a folder has none.
+            torch_dtype: what diffusers calls the `dtype` of `aptp.load`.
             settings: as of `aptp.load`.
 
         Raises:
             RequestError: if it is not to be had, or does not fit its manifest.
         """
-        return load(find_bundle(str(name)), **settings)
+        folder = Path(name).expanduser().is_dir()
+        bundle = find_bundle(f"{name}@{revision}" if revision and not folder else str(name))
+        return load(bundle, **settings | ({"dtype": torch_dtype} if torch_dtype else {}))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a bundle: all that serving needs, as it is on disk, with a manifest and a model card.
@@ -168,7 +180,7 @@ class RoutedPipeline:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         batch_size: int = 16,
-        experts: Sequence[int] | None = None,
+        experts: int | Sequence[int] | None = None,
         dense: bool = False,
         fallback_margin: float = 0.0,
         advance: Advance | None = None,
@@ -191,7 +203,7 @@ class RoutedPipeline:
                 several it draws a seed for each, in the order asked, so that it is another one afterwards.
             output_type: `pil`, `np`, `pt` or `latent`.
             batch_size: pictures drawn at a time, all by one expert.
-            experts: use these, one a prompt, instead of the router's; −1 is the dense model.
+            experts: use these, one a prompt or one for all, instead of the router's; −1 is the dense model.
             dense: use the dense model for every prompt.
             fallback_margin: prompts that the router sends to an expert with less of a lead go to the dense model.
             advance: told how many pictures are done.
@@ -203,14 +215,9 @@ class RoutedPipeline:
             RequestError: for prompts that cannot be served, options that the diffusers pipeline does not take or
                 refuses, or another number of something than there are prompts or pictures.
         """
-        counts = {
-            "num_inference_steps": num_inference_steps,
-            "num_images_per_prompt": num_images_per_prompt,
-            "batch_size": batch_size,
-        }
-        for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise RequestError(f"{name} is {value!r}; a whole number from 1 is right.")
+        num_inference_steps = whole("num_inference_steps", num_inference_steps, 1)
+        num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
+        batch_size = whole("batch_size", batch_size, 1)
         if output_type not in KINDS:
             raise unknown("output_type", str(output_type), KINDS)
         options |= {"num_inference_steps": num_inference_steps, "output_type": output_type}
@@ -229,7 +236,8 @@ class RoutedPipeline:
         if dense:
             chosen = [DENSE] * len(named)
         elif experts is not None:
-            chosen = list(experts)
+            asked = [experts] * len(named) if isinstance(experts, int | Integral) else list(experts)
+            chosen = [whole("experts", index, DENSE) for index in asked]
             check_count("experts", chosen, len(named))
             self._check_experts(chosen)
         else:
@@ -264,6 +272,7 @@ class RoutedPipeline:
     def _at_work(self, expert: int) -> Iterator[None]:
         """The base pipeline with an expert as its denoiser, for one thread; what it refuses is a `RequestError`."""
         with self._drawing, self._experts.held(expert) as denoiser:
+            before = getattr(self.base, self.bundle.component)
             setattr(self.base, self.bundle.component, denoiser)
             try:
                 yield
@@ -272,7 +281,7 @@ class RoutedPipeline:
                     raise RequestError(f"{type(self.base).__name__} refuses this: {gist(error)}") from error
                 raise
             finally:
-                setattr(self.base, self.bundle.component, self.dense)
+                setattr(self.base, self.bundle.component, before)
 
     def _check_experts(self, experts: Sequence[int]) -> None:
         there = len(self.bundle.fractions)

@@ -83,6 +83,13 @@ def pictures_of(
     return Pictures(own, shared)
 
 
+def whole(name: str, value: object, least: int) -> int:
+    """A whole number, numpy's too, of at least `least`. Raises `RequestError` for anything else."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise RequestError(f"{name} is {value!r}; a whole number from {least} is right.")
+    return int(value)
+
+
 def check_count(name: str, values: Sized, wanted: int, what: str = "prompt") -> None:
     """Raise `RequestError` unless there are as many values as prompts, or as pictures."""
     if len(values) != wanted:
@@ -119,8 +126,10 @@ def generators_of(
         if len(set(map(id, generators))) != pictures:
             raise RequestError("a generator stands for two pictures; give each a generator of its own, or all one.")
         return generators
-    if isinstance(seed, int | Integral):
+    if isinstance(seed, Integral):
         return [_seeded(value) for value in seeds_from(int(seed), repeated(prompts, each))]
+    if not isinstance(seed, Sized):
+        raise RequestError(f"seed is {seed!r}; a whole number, or one a prompt, is right.")
     check_count("seed", seed, len(prompts))
     return [_seeded(int(value) + place) for value in seed for place in range(each)]
 

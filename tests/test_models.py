@@ -128,6 +128,15 @@ def test_half_precision_weights_are_taken_where_there_are_no_others(model: Path)
     assert torch.equal(found.unet.conv_in.weight, dense.half().float())
 
 
+def test_half_precision_weights_in_parts_are_taken_where_there_are_no_others(model: Path) -> None:
+    whole = load_pipeline(str(model), CPU)
+    shutil.rmtree(model / "unet")
+    whole.unet.half().save_pretrained(model / "unet", variant="fp16", max_shard_size="100KB")
+    assert len(list((model / "unet").glob("diffusion_pytorch_model.fp16-*.safetensors"))) > 1
+    found = load_pipeline(str(model), CPU).unet
+    assert all(torch.equal(value, whole.unet.state_dict()[name].float()) for name, value in found.state_dict().items())
+
+
 def test_the_files_of_a_pipeline_are_those_that_are_loaded(model: Path) -> None:
     whole = pipeline_files(model)
     assert set(whole) == {path.relative_to(model) for path in model.rglob("*") if path.is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -134,12 +135,24 @@ def test_an_expert_in_the_stock_pipeline_draws_the_same(pipe: RoutedPipeline, fi
     assert np.array_equal(pixels(drawn), pixels(expected))
 
 
+def test_a_denoiser_of_the_caller_s_is_put_back(pipe: RoutedPipeline) -> None:
+    mine = pipe.base.unet = copy.deepcopy(pipe.dense)
+    try:
+        pipe("a red star", experts=0, **DRAWING)
+        assert pipe.base.unet is mine
+    finally:
+        pipe.base.unet = pipe.dense
+
+
 def test_experts_can_be_chosen(pipe: RoutedPipeline) -> None:
     drawn = pipe(["a red star"] * 3, seed=[1, 1, 1], experts=[2, 0, 2], **DRAWING)
     assert drawn.experts == [2, 0, 2]
     first, other, second = pixels(drawn.images)
     assert np.abs(first - second).max() <= 1
     assert np.abs(first - other).max() > 1
+    assert pipe(["a red star"] * 2, experts=np.int64(2), **DRAWING).experts == [2, 2]
+    with pytest.raises(RequestError, match=r"experts is 0\.0; a whole number from -1 is right"):
+        pipe("a red star", experts=[0.0], **DRAWING)
     with pytest.raises(RequestError, match="no expert 3; this run has 3"):
         pipe("a red star", experts=[3], **DRAWING)
     with pytest.raises(RequestError, match="experts has 2 entries; one a prompt is right, 1 in all"):
@@ -249,7 +262,7 @@ def test_every_step_of_every_batch_is_told(pipe: RoutedPipeline) -> None:
         ({"num_inference_steps": 1001}, "StableDiffusionPipeline refuses this: .*cannot be larger than"),
         ({"timesteps": torch.tensor([900, 5])}, "refuses this: .*does not support custom timestep schedules"),
         ({"latents": torch.zeros(2, 4, 8, 8)}, "latents has 2 entries; one a picture is right, 1 in all"),
-        ({"experts": [-2]}, "no expert -2"),
+        ({"experts": [-2]}, "experts is -2; a whole number from -1"),
         ({"seed": -1}, "seed -1 is out of range"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 entries"),
     ],

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 import aptp
-from aptp.bundle import load_bundle
+from aptp.bundle import load_bundle, load_finished
 from aptp.cli import app
 from aptp.core.errors import RequestError
 from aptp.core.manifest import MANIFEST, Manifest
@@ -79,6 +79,16 @@ def test_a_bundle_is_what_its_manifest_names_and_knows_no_folder_of_this_machine
         if name.endswith((".json", ".md")):
             assert str(finished.out.parent).encode() not in content, name
             assert str(Path(finished.config.model).parent).encode() not in content, name
+
+
+def test_from_pretrained_takes_what_diffusers_does(bundle: Path) -> None:
+    loaded = RoutedPipeline.from_pretrained(bundle, revision="main", torch_dtype=torch.bfloat16, device="cpu")
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_what_lies_beside_a_bundle_is_not_read(copied: Path) -> None:
+    (copied / "record.json").write_text("no record")
+    load_finished(copied, default_host())
 
 
 def test_a_bundle_of_a_bundle_is_the_same(bundle: Path, tmp_path: Path) -> None:
@@ -218,6 +228,29 @@ def beside(folder: Path, variant: str = "") -> None:
     (home / f"diffusion_pytorch_model.safetensors.index{variant}.json").write_text(json.dumps(parts))
 
 
+def pickled(folder: Path) -> None:
+    """Weights under the name of a text, which a loader would unpickle."""
+    home = folder / "model/unet"
+    weights = load_file(home / "diffusion_pytorch_model.safetensors")
+    (home / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(weights, home / "weights.txt")
+    parts = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, "weights.txt")}
+    (home / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(parts))
+
+
+def undefined(folder: Path) -> None:
+    """A router of which one value is no number."""
+    state = load_file(folder / "router/router.safetensors")
+    state["predictor.bias"][0] = float("nan")
+    save_file(state, folder / "router/router.safetensors")
+
+
+def broad(folder: Path) -> None:
+    """A space and embeddings that are each as large as may be."""
+    edit(folder / "router/space.json", lambda data: data["sites"][0].update(units=2**23))
+    edit(folder / "router/router.json", lambda data: data.update(embed=2**16))
+
+
 MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a part of its own code": ("'unet' is", index(unet=["stowaway", "Model"])),
     "a part of the standard library": ("'unet' is", index(unet=["subprocess", "Popen"])),
@@ -229,6 +262,7 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no pipeline": ("no pipeline of diffusers", index(_class_name=None)),
     "weights elsewhere": ("in another folder", beside),
     "weights elsewhere, in half precision": ("in another folder", lambda folder: beside(folder, ".fp16")),
+    "weights to unpickle": ("'weights.txt', which are no safetensors", pickled),
     "an encoder's model elsewhere": (
         "'model/text_encoder/adapter_config.json' would have an adapter loaded",
         lambda folder: (folder / "model/text_encoder/config.json").rename(
@@ -268,6 +302,9 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "embeddings of no width": ("1 to 65,536 are right", router(embed=0)),
     "a bias that is no number": ("a finite number for each", lambda folder: biased(folder, [0.0, float("nan"), 0.0])),
     "a bias in rows": ("a finite number for each", lambda folder: biased(folder, [[0.0], [0.0], [0.0]])),
+    "a router that is no number": ("holds values that are not finite", undefined),
+    "a router without end": ("at most 134,217,728 are right", broad),
+    "an encoder that is not said": ("does not say which prompt encoder", router(encoder_fingerprint=None)),
     "another encoder": ("prompt encoder 'minilm' is not what", router(encoder_fingerprint="0")),
     "a calibration elsewhere": ("'calibration.json' which is a link out of it", linked_calibration),
     "a calibration without end": (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aptp.core.errors import RequestError
-from aptp.request import SEEDS, generators_of, pictures_of, seeds_from
+from aptp.request import SEEDS, generators_of, pictures_of, seeds_from, whole
 
 
 def seeds(generators: list[torch.Generator]) -> list[int]:
@@ -50,7 +50,14 @@ def test_generators_come_one_a_picture_and_serve_no_other() -> None:
         generators_of(0, [own[0]] * 2, ["a", "b"], 1)
 
 
-@pytest.mark.parametrize("seed", [-1, SEEDS, [-1], [3, 4]])
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "3", None])
+def test_what_is_no_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(RequestError, match=r"batch_size is .*; a whole number from 1 is right\."):
+        whole("batch_size", value, 1)
+    assert whole("batch_size", np.int64(3), 1) == 3
+
+
+@pytest.mark.parametrize("seed", [-1, SEEDS, [-1], [3, 4], None, 1.5])
 def test_bad_seeds_are_refused(seed: int | list[int]) -> None:
     with pytest.raises(RequestError, match="seed"):
         generators_of(seed, None, ["a"], 1)

@@ -130,6 +130,16 @@ def may_travel(path: Path) -> bool:
     return path.is_file() and path.suffix in SUFFIXES and ".bin" not in path.suffixes
 
 
+def check_weight_lists(folder: Path) -> None:
+    """Raise `ValueError` for a list of weights that lie elsewhere, or that a loader would unpickle."""
+    for path in sorted(folder.rglob("*.safetensors.index*.json")):  # of a variant: .index.fp16.json
+        for weights in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
+            if Path(weights).name != weights:
+                raise ValueError(f"its file {path.name!r} names weights {weights!r} in another folder")
+            if not weights.endswith(".safetensors"):
+                raise ValueError(f"its file {path.name!r} names weights {weights!r}, which are no safetensors")
+
+
 def sha256(path: Path) -> str:
     """The hash of a file, read piece by piece."""
     with path.open("rb") as file:

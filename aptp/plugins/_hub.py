@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aptp.core.errors import RequestError
-from aptp.core.manifest import may_travel
+from aptp.core.manifest import check_weight_lists, may_travel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,8 +87,10 @@ def load_complete(kind: Any, folder: Path, **settings: object) -> Any:
     """The transformers model of class `kind` in a folder, in float32, frozen, in eval mode.
 
     Raises:
-        ValueError: if the folder lacks some of its weights: transformers would draw them at random.
+        ValueError: if the folder lacks some of its weights, which transformers would draw at random, or lists ones that
+            lie elsewhere or are no safetensors.
     """
+    check_weight_lists(folder)
     model, found = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
     )

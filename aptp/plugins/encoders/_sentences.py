@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from aptp.core.errors import RequestError
+from aptp.core.manifest import check_weight_lists
 
 from .._hub import digest, loading
 from ._length import fixed_length
@@ -28,6 +29,7 @@ class FixedLengthSentences:
         if any(not path.with_name("model.safetensors").exists() for path in folder.rglob("pytorch_model.bin")):
             raise RequestError(f"encoder {name!r} holds pickled weights, which are not read: give {RIGHT}.")
         with loading("encoder", name, RIGHT):
+            check_weight_lists(folder)
             self.model = SentenceTransformer(
                 str(folder),
                 local_files_only=True,

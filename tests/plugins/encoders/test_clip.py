@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,19 @@ def test_folders_without_such_a_model(tmp_path: Path, capfd: pytest.CaptureFixtu
         encoder(tmp_path)
     assert all("\n" not in str(error.value) and str(tmp_path) in str(error.value) for error in (empty, other, wordless))
     assert capfd.readouterr() == ("", "")
+
+
+ELSEWHERE = [("../model.safetensors", "in another folder"), ("w.txt", "no safetensors")]
+
+
+@pytest.mark.parametrize(("weights", "why"), ELSEWHERE)
+def test_weights_elsewhere_or_to_be_unpickled_are_refused(folder: Path, tmp_path: Path, weights: str, why: str):
+    moved = shutil.copytree(folder, tmp_path / "clip")
+    (moved / "model.safetensors").rename(moved / weights)
+    listed = {"metadata": {}, "weight_map": {"text_projection.weight": weights}}
+    (moved / "model.safetensors.index.json").write_text(json.dumps(listed))
+    with pytest.raises(RequestError, match=rf"names weights '{weights}'.* {why}"):
+        encoder(moved)
 
 
 def test_code_of_a_model_is_not_run_and_not_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

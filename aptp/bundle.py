@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -112,6 +112,23 @@ class Bundle:
 def expert_folder(index: int) -> str:
     """Where an expert lies in a run directory, or in a bundle."""
     return f"experts/{index:02d}"
+
+
+def check_experts(folder: Path, count: int) -> None:
+    """Raise `RequestError` for the first file of a run's or bundle's experts that is not there, or is cut short."""
+    shared = folder / "experts" / SHARED
+    for home in (folder / expert_folder(index) for index in range(count)):
+        weights = shared if shared.is_file() else home / WEIGHTS
+        for file in (home / "architecture.json", home / "config.json", weights):
+            lost = f"{str(folder)!r} has lost {file.relative_to(folder).as_posix()!r}"
+            if not file.is_file():
+                raise RequestError(f"{lost}; put it back, or make the run anew in another folder.")
+        try:
+            with safe_open(weights, "pt"):
+                continue
+        except (OSError, SafetensorError) as error:
+            why = gist(error).rstrip(".")
+            raise RequestError(f"{str(weights)!r} is damaged ({why}); put back what it was.") from error
 
 
 def save_router(

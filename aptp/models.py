@@ -191,20 +191,21 @@ def unavailable(what: str, name: str, failure: Exception | None) -> RequestError
     hub = HUB_NAME.fullmatch(name)
     assert hub
     causes = list(_causes(failure))
+    folder = "a local diffusers folder" if what == "model" else "the folder of a run or of a bundle"
     if moved := MOVED.get(hub["name"]):
         why = f"its weights have moved to {moved!r}, which is the name to give"
     elif any(isinstance(cause, GatedRepoError) for cause in causes):
         why = "access to it is restricted: accept its conditions on the hub, and set HF_TOKEN or run `hf auth login`"
     elif constants.HF_HUB_OFFLINE:
-        why = "the hub library is offline (HF_HUB_OFFLINE): go online once, or give a local diffusers folder"
+        why = f"the hub library is offline (HF_HUB_OFFLINE): go online once, or give {folder}"
     elif any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         why = f"it has no revision {hub['revision']!r}: give one of its branches, tags or commits"
     elif NO_WEIGHTS in str(failure):
         why = "it has no safetensors weights for every part: give a revision or a copy that has"
     else:
-        why = "check the name, the network and your access (HF_TOKEN), or give a local diffusers folder"
+        why = f"check the name, the network and your access (HF_TOKEN), or give {folder}"
     return RequestError(
-        f"{what} {name!r} is neither in the hub's cache on this machine nor can it be fetched from the hub; {why}."
+        f"{what} {name!r} is no folder, is not in the hub's cache on this machine, nor to be had from it; {why}."
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from aptp.bundle import Bundle, load_finished
+from aptp.bundle import Bundle, check_experts, load_finished
 from aptp.core.errors import RequestError, gist, unknown
 from aptp.core.progress import Advance
 from aptp.experts import Experts
@@ -326,6 +326,8 @@ def load(
 
     run, place = Path(run), device_of(device)
     bundle = load_finished(run, host or default_host())
+    if bundle.manifest is None:
+        check_experts(run, len(bundle.fractions))
     base = load_pipeline(bundle.base, torch.device("cpu"))
     if not isinstance(getattr(base, bundle.component, None), nn.Module):
         raise RequestError(f"the router of {str(run)!r} is damaged: its model has no denoiser {bundle.component!r}.")

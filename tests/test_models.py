@@ -73,7 +73,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_hub_name_that_cannot_be_had_is_refused(name: str, words: str) -> None:
-    with pytest.raises(RequestError, match=f"'{name}' is neither in the hub's cache .*{words}") as caught:
+    with pytest.raises(RequestError, match=f"'{name}' is no folder, is not in the hub's cache .*{words}") as caught:
         load_pipeline(name, CPU)
     assert "\n" not in str(caught.value)
 

@@ -457,7 +457,7 @@ def test_what_has_no_manifest_does_not_come_from_the_hub(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("someone/none", "bundle 'someone/none' is neither in the hub's cache"),
+        ("someone/none", "bundle 'someone/none' is no folder, is not in the hub's cache"),
         ("/nowhere/at/all", "neither a folder nor a hub name"),
     ],
 )

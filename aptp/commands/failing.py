@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from aptp.core.text import printable
 UsageError: Any = typer.BadParameter.__base__
 Debug = Annotated[bool, typer.Option("--debug", envvar="APTP_DEBUG", help="Show where an unexpected error came from.")]
 INTERRUPTED = 130
+BARRED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+"""What the system says of a place where nothing can be read or written."""
 
 
 class Commands(TyperGroup):
@@ -61,10 +65,18 @@ def working(what: str, debug: bool, kept: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in BARRED and error.filename:
+            raise RequestError(_barred(error)) from error
         said = f"{what} failed: {type(error).__name__}: {gist(error)}"
         if hint := _hint(kept):
             said = said.rstrip(".") + hint
         raise typer.Exit(_complain(said, 1)) from error
+
+
+def _barred(error: OSError) -> str:
+    """What cannot be reached; of a file that was to be renamed, its folder."""
+    path = Path(os.fsdecode(error.filename))
+    return f"{str(path.parent if path.name.startswith('.') else path)!r} cannot be used: {error.strerror}."
 
 
 def _complain(text: str, status: int) -> int:

@@ -38,6 +38,8 @@ def generate(
     asked = read_prompts(prompts)
     if out.exists() and not out.is_dir():
         raise RequestError(f"--out {str(out)!r} is a file; name a folder.")
+    if next(out.glob("*.png"), None):
+        raise RequestError(f"--out {str(out)!r} has pictures in it already; name a new folder, or an empty one.")
     with working("drawing", debug):
         from aptp.core.files import replacing, write_json
         from aptp.request import seeds_from

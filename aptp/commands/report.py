@@ -88,7 +88,7 @@ def _read(paths: list[Path], out: Path) -> tuple[list[Source], list[Failure], li
             if unfinished:
                 warnings.append(f"runs of {str(path)!r} that are not finished are left out: {', '.join(unfinished)}.")
             if absent := [name for name in elsewhere if name not in {other.stem for other in paths}]:
-                warnings.append(f"runs of {str(path)!r} that were done elsewhere are left out: {', '.join(absent)}.")
+                warnings.append(f"runs of {str(path)!r} that have no folder there are left out: {', '.join(absent)}.")
         elif not _is_comparison(path, out):
             found.append(read_source(path))
     failures = [each for each in found if isinstance(each, Failure)]
@@ -102,7 +102,7 @@ def _is_comparison(path: Path, out: Path) -> bool:
 
 
 def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str], list[str]]:
-    """What became of a sweep's runs, and the names of those that are not finished, and of those done elsewhere."""
+    """What became of a sweep's runs, and the names of those that are not finished, and of those that lie elsewhere."""
     from aptp.report.comparison.sources import Failure, read_source
     from aptp.sweep.table import Table
 
@@ -118,7 +118,7 @@ def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str], list[s
             raise RequestError(f"{str(file)!r} names a run {entry.name!r}, which is no folder of the sweep.")
         if entry.status == "done" and not (folder / entry.name).exists():
             elsewhere.append(entry.name)
-        elif entry.status == "done":
+        elif entry.status == "done" and (folder / entry.name / "record.json").is_file():
             found.append(read_source(folder / entry.name))
         elif entry.status in ("failed", "refused"):
             found.append(Failure(str(folder / entry.name), entry.error or "no reason was recorded"))

@@ -5,13 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 
 class RequestError(ValueError):
     """A request that cannot be carried out: one sentence that names the thing, its value, and what would be right."""
 
 
 def gist(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type where it has none; of pydantic's, what it says first of all."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -6,16 +6,17 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from aptp.bundle import MODEL, load_bundle, save_router
+from aptp.bundle import MODEL, check_experts, load_bundle, save_router
 from aptp.config import RunConfig
 from aptp.core import distributed
 from aptp.core.child import Start
@@ -102,8 +103,26 @@ def run(
             "version, or what it measured then is gone from the cache); choose another --out."
         )
     record.costs = costs
+    with ExitStack() as held:
+        distributed.on_main(lambda: _hold(out, held))
+        _carry_out(work)
+    return record
+
+
+def _hold(out: Path, held: ExitStack) -> None:
+    """Keep other processes from carrying out the run in `out` until `held` is closed."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        held.enter_context(FileLock(out / ".lock", timeout=0))
+    except Timeout as error:
+        raise RequestError(f"the run in {str(out)!r} is going on; wait for it or stop it.") from error
+
+
+def _carry_out(work: Workspace) -> None:
+    """All stages, and what is kept of them."""
+    record, out, main = work.record, work.out, distributed.is_main()
     if main:
-        write_text(work.path("config.yaml"), config.to_yaml())
+        write_text(work.path("config.yaml"), work.config.to_yaml())
     work.keep()
     if lonely := alone():
         work.warn(lonely)
@@ -128,15 +147,17 @@ def run(
     work.keep()
     if main:
         write_report(out)
-        host.hook.aptp_run_end(record=record)
-    return record
+        work.host.hook.aptp_run_end(record=record)
 
 
 def _record(config: RunConfig, out: Path, resume: bool) -> Record:
     """The record of the run in `out`, which goes on, or a new one."""
     check_folder(config, out, resume)
     if (out / "record.json").exists():
-        return Record.load(out / "record.json")
+        record = Record.load(out / "record.json")
+        if record.status == "done":
+            check_experts(out, len(record.experts))
+        return record
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         versions[library] = metadata.version(library)

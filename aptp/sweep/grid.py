@@ -100,6 +100,8 @@ def check_folders(found: list[Cell], folder: Path) -> None:
     """Raise `RequestError` where a cell's folder under the sweep's belongs to something else; changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"--out {str(folder)!r} is a file; name a folder.")
+    if (folder / "record.json").exists():
+        raise RequestError(f"--out {str(folder)!r} is the folder of a run; name another for a sweep.")
     for cell in found:
         check_folder(cell.config, folder / cell.name, resume=True)
 

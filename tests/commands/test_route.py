@@ -123,13 +123,21 @@ def test_generate_draws_every_prompt_in_its_place(pipeline, invoke) -> None:
     assert pipeline.batches == [4, 2]
 
 
+def test_generate_leaves_the_pictures_of_before_alone(pipeline, invoke, refusal) -> None:
+    Path("p.txt").write_text("a star\n")
+    Path("y").mkdir()
+    Path("y/000.png").write_bytes(b"a picture")
+    assert "'y' has pictures in it already" in refusal(invoke("generate", "x", "--prompts", "p.txt", "--out", "y"))
+    assert Path("y/000.png").read_bytes() == b"a picture"
+
+
 def test_generate_falls_back_to_the_dense_model(pipeline, invoke) -> None:
     Path("p.txt").write_text("a star\n")
-    drawing = ("generate", "x", "--prompts", "p.txt", "--out", "y", "--steps", "3", "--guidance", "2")
+    drawing = ("generate", "x", "--prompts", "p.txt", "--steps", "3", "--guidance", "2")
     for margin, expert, cost in (("0.5", 0, 0.25), ("0.6", DENSE, 1.0)):
-        result = invoke(*drawing, "--fallback-margin", margin)
+        result = invoke(*drawing, "--out", margin, "--fallback-margin", margin)
         assert result.exit_code == 0, result.stderr
-        (listed,) = json.loads(Path("y/pictures.json").read_text())
+        (listed,) = json.loads(Path(margin, "pictures.json").read_text())
         assert (listed["expert"], listed["cost"]) == (expert, cost)
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import aptp
@@ -46,7 +47,7 @@ def test_leaves_every_artifact(finished) -> None:
     static = finished.out / "baselines" / "magnitude"
     assert Record.load(static / "record.json").status == "done"
     assert len(list((static / "samples" / "magnitude").glob("*.png"))) == 12
-    assert not list(finished.out.rglob(".*")), "a temporary file was left"
+    assert [path.name for path in finished.out.rglob(".*")] == [".lock"], "a temporary file was left"
 
 
 def test_pictures_are_on_the_disk_before_a_run_is_done(
@@ -75,7 +76,7 @@ def test_pictures_are_on_the_disk_before_a_run_is_done(
 
 
 def test_writes_no_format_that_runs_code(finished) -> None:
-    kinds = {file.suffix for file in finished.out.rglob("*") if file.is_file()}
+    kinds = {file.suffix for file in finished.out.rglob("*") if file.is_file() and file.name != ".lock"}
     assert kinds <= {".yaml", ".json", ".jsonl", ".safetensors", ".png", ".html"}
 
 
@@ -166,6 +167,33 @@ def test_a_damaged_directory_is_one_sentence(finished, tmp_path: Path, file: str
         again(finished.config, tmp_path / "run", resume=True)
     assert str(tmp_path / "run") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_process_at_a_time_carries_out_a_run(finished, small_config: RunConfig, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(RequestError, match=r"run' is going on; wait for it or stop it\."):
+        again(small_config, out, resume=True)
+    copied = shutil.copytree(finished.out, tmp_path / "copied")
+    for _ in range(2):
+        assert again(finished.config, copied, resume=True).status == "done"
+
+
+@pytest.mark.parametrize("file", ["architecture.json", "config.json", "expert.safetensors"])
+def test_a_run_that_lost_an_expert_is_not_called_whole(finished, tmp_path: Path, file: str) -> None:
+    copied = shutil.copytree(finished.out, tmp_path / "copied")
+    (copied / "experts/01" / file).unlink()
+    for use in (lambda: again(finished.config, copied, resume=True), lambda: aptp.load(copied, device="cpu")):
+        with pytest.raises(RequestError, match=f"has lost 'experts/01/{file}'; put it back, or make the run anew"):
+            use()
+
+
+def test_an_expert_that_is_cut_short_is_noticed_before_it_is_needed(finished, tmp_path: Path) -> None:
+    copied = shutil.copytree(finished.out, tmp_path / "copied")
+    weights = copied / "experts/01/expert.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(RequestError, match=r"01/expert\.safetensors' is damaged \(.*\); put back what it was\."):
+        aptp.load(copied, device="cpu")
 
 
 def test_a_finished_run_is_not_done_twice(finished, tmp_path: Path) -> None:

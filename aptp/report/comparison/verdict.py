@@ -73,9 +73,9 @@ def verdict(comparison: Comparison, setting: Setting) -> Verdict:
         nobody = f"No method at this cost has a {measure.label}."
         return Verdict(setting, title, "nothing at this cost", nobody, _left_out(comparison, setting, measure))
     found = Verdict(setting, title, "", "", candidates=candidates)
-    best, recommended, found.advice = _advice(candidates, measure)
+    best, recommended, found.advice = _advice(candidates, measure, _of_its_sort(comparison, setting, candidates))
     found.choice = best.name if best is recommended else f"open: {best.name} or {recommended.name}"
-    if len(best.series) < FEWEST and len(candidates) > 1:
+    if len(best.series) < FEWEST:
         found.choice += f" ({plural(len(best.series), 'seed')})"
     if against := _against(comparison, setting, recommended, candidates, measure):
         found.choice += f", by {measure.label} alone"
@@ -109,18 +109,27 @@ def _candidates(comparison: Comparison, setting: Setting, measure: Measure) -> l
     return found
 
 
-def _advice(candidates: Sequence[Candidate], measure: Measure) -> tuple[Candidate, Candidate, str]:
-    """The candidate with the best mean, the one to use, and why."""
+def _of_its_sort(comparison: Comparison, setting: Setting, candidates: Sequence[Candidate]) -> int:
+    """How many methods of the first candidate's sort are at the budget, itself included."""
+    kind = candidates[0].method.kind
+    return len([m for m in comparison.methods(setting, kind) if m.base != "dense" and comparison.eligible(setting, m)])
+
+
+def _advice(candidates: Sequence[Candidate], measure: Measure, alike: int) -> tuple[Candidate, Candidate, str]:
+    """The candidate with the best mean, the one to use, and why; `alike` of the first one's sort are at the budget."""
     best = (min if measure.less else max)(candidates, key=lambda c: c.mean)
     others = [c for c in candidates if c is not best]
     seeds = len(best.series)
-    if not others:
+    if not others and alike == 1:
         alone = f"Use {best.name}: nothing else was measured at this cost ({measure.label} {best.figure})."
         return best, best, alone
+    leads = f"the best {measure.label}, {best.figure}"
+    if not others:
+        all_of = f"of {alike} methods at this cost, all of one sort ({best.what})"
+        return best, best, f"{_capital(best.name)} has {leads}, {all_of}: see how they differ."
     if seeds < FEWEST:
         few = "the only seed there is" if seeds == 1 else plural(seeds, "seed")
-        lead = f"{_capital(best.name)} has the best {measure.label}, {best.figure}"
-        return best, best, f"{lead}, with {few}: a direction, not a result."
+        return best, best, f"{_capital(best.name)} has {leads}, with {few}: a direction, not a result."
     gaps = {c.name: paired(best.series, c.series) for c in others}
     open_ones = [c for c in others if not ((g := gaps[c.name]) and standing(g, bool(measure.less)) == "better")]
     few = (
@@ -128,14 +137,13 @@ def _advice(candidates: Sequence[Candidate], measure: Measure) -> tuple[Candidat
         if seeds < FEW_SEEDS and open_ones
         else ""
     )
-    leads = f"it has the best {measure.label}, {best.figure}"
     if not open_ones:
         shown = f"and it is ahead of {listed([c.name for c in others])} by intervals that exclude 0"
-        return best, best, f"Use {best.name}: {leads}, {shown}."
+        return best, best, f"Use {best.name}: it has {leads}, {shown}."
     simplest = next(c for c in candidates if c is best or c in open_ones)
     if simplest is best:
         lead = f"though its lead on {listed([c.name for c in open_ones])} is not shown"
-        return best, best, f"Use {best.name}: {leads}, and is the simplest ({best.simple}), {lead}.{few}"
+        return best, best, f"Use {best.name}: it has {leads}, and is the simplest ({best.simple}), {lead}.{few}"
     gap = gaps[simplest.name]
     untold = (
         f"the interval of its difference to {simplest.name} ({reach(gap.low, gap.high)}) contains 0"
@@ -143,7 +151,7 @@ def _advice(candidates: Sequence[Candidate], measure: Measure) -> tuple[Candidat
         else f"it has too few seeds in common with {simplest.name} for an interval"
     )
     less = f"As long as that is so, {simplest.name} is the choice that needs less: {simplest.simple}.{few}"
-    return best, simplest, f"Not settled: {best.name} has the best {measure.label}, {best.figure}, but {untold}. {less}"
+    return best, simplest, f"Not settled: {best.name} has {leads}, but {untold}. {less}"
 
 
 def _against(

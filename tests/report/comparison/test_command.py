@@ -89,7 +89,7 @@ def test_a_run_of_a_sweep_that_was_done_elsewhere_comes_from_its_record() -> Non
     Path("b").rmdir()
     sweep(a="done", b="done")
     assert invoke(".", "--out", "out").exit_code == 0
-    assert told("out")["warnings"] == ["runs of '.' that were done elsewhere are left out: b."]
+    assert told("out")["warnings"] == ["runs of '.' that have no folder there are left out: b."]
     assert invoke(".", "results/b.json", "--out", "out").exit_code == 0
     assert told("out")["warnings"] == []
     assert [run["name"] for run in told("out")["runs"]] == ["a", "results/b.json"]

@@ -173,6 +173,14 @@ def test_only_routed_methods_without_fewer_steps(make: SimpleNamespace) -> None:
     assert found.advice.startswith("Use contrastive: nothing else was measured at this cost")
 
 
+def test_several_of_one_sort_are_not_nothing_else(make: SimpleNamespace) -> None:
+    records = [make.record(s, router=r, evaluate__dense_steps=[]) for s in range(3) for r in ("contrastive", "kmeans")]
+    settle(records, {"contrastive": 0.1, "kmeans": 0.2})
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert found.advice.startswith("contrastive has the best CMMD, 0.100 ±")
+    assert found.advice.endswith("of 2 methods at this cost, all of one sort (routed method): see how they differ.")
+
+
 def told(records: list[Record], make: SimpleNamespace) -> list[Claim]:
     return claims(gather(make.sources(*records)))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -109,10 +110,12 @@ def quality_picture(comparison: Comparison, across: str) -> Picture | None:
         drawn: list[Point] = []
         for axes, measure in zip(grid, measures, strict=False):
             courses = {m: [p for s in settings for p in _point(comparison, s, m, across, measure)] for m in methods}
-            for method, points in courses.items():
-                _draw(axes, points, method.name, look[method].line)
-            dense = _dense(axes, comparison, settings[0], across, measure)
-            points = [*dense, *(point for course in courses.values() for point in course)]
+            dense = _dense_points(comparison, settings[0], across, measure)
+            points = [*dense.values(), *(point for course in courses.values() for point in course)]
+            most = _spread(points)
+            for method, course in courses.items():
+                _draw(axes, course, method.name, look[method].line, most)
+            _dense(axes, dense, most)
             drawn += points
             if real := _real(comparison, settings[0], measure):
                 axes.axhline(real, color=MUTED, lw=0.9, ls=(0, (1, 2)), label="real pictures")
@@ -149,44 +152,56 @@ def _point(comparison: Comparison, setting: Setting, method: Method, across: str
     return [(x, y)] if x and y else []
 
 
-def _draw(axes: Axes, points: Sequence[Point], label: str, line: dict[str, Any]) -> None:
-    """Means joined by a line, with their intervals as bars."""
+def _spread(points: Sequence[Point]) -> float:
+    """How far apart the means of a panel are."""
+    means = [y.mean for _, y in points]
+    return max(means) - min(means) if means else 0.0
+
+
+def _draw(axes: Axes, points: Sequence[Point], label: str, line: dict[str, Any], most: float = math.inf) -> None:
+    """Means joined by a line, with their intervals as bars; pale ones where they are longer than `most` either way."""
     if not points:
         return
     xs, ys = zip(*sorted(points, key=lambda point: point[0].mean), strict=True)
+    long = [(y.half or 0) > most for y in ys]
     axes.errorbar(
         [x.mean for x in xs],
         [y.mean for y in ys],
         xerr=[x.half or 0 for x in xs],
-        yerr=[y.half or 0 for y in ys],
+        yerr=[0 if cut else y.half or 0 for y, cut in zip(ys, long, strict=True)],
         elinewidth=0.8,
         capsize=2,
         label=label,
         **line,
     )
+    pale = {"ecolor": line["color"], "elinewidth": 0.8, "alpha": 0.25, "zorder": 0}
+    for x, y, cut in zip(xs, ys, long, strict=True):
+        if cut:
+            axes.errorbar(x.mean, y.mean, yerr=y.half, fmt="none", **pale)
 
 
-def _dense(axes: Axes, comparison: Comparison, setting: Setting, across: str, measure: Measure) -> list[Point]:
-    """The dense model with all and with fewer steps, as one curve; not its teacher error, which is 0.
+def _dense_points(comparison: Comparison, setting: Setting, across: str, measure: Measure) -> dict[Method, Point]:
+    """Where the dense model is with all and with fewer steps; not its teacher error, which is 0.
 
-    More steps than all would press together what is compared. Of points that lie close, the first has a label.
+    More steps than all would press together what is compared.
     """
     if measure.key == "teacher_error":
-        return []
+        return {}
     methods = [m for m in comparison.methods(setting, "dense") if (comparison.mean(setting, m, "cost") or 0) <= 1]
-    points = {m: point for m in methods for point in _point(comparison, setting, m, across, measure)}
+    return {m: point for m in methods for point in _point(comparison, setting, m, across, measure)}
+
+
+def _dense(axes: Axes, points: Mapping[Method, Point], most: float) -> None:
+    """The dense model as one curve. Of points that lie close, the first has a label."""
     line = {"color": INK, "marker": "|", "markersize": 9, "markeredgewidth": 1.6, "lw": 1.2, "ls": ":"}
-    _draw(axes, list(points.values()), "dense, fewer sampling steps" if len(points) > 1 else "dense", line)
+    _draw(axes, list(points.values()), "dense, fewer sampling steps" if len(points) > 1 else "dense", line, most)
     place: dict[str, Any] = {"textcoords": "offset points", "size": 7, "color": MUTED, "ha": "center"}
     places = [x.mean for x, _ in points.values()]
     labelled: list[float] = []
     for method, (x, y) in points.items():
         if all(abs(x.mean - other) > LABEL * (max(places) - min(places)) for other in labelled):
             labelled.append(x.mean)
-            axes.annotate(
-                method.base.removeprefix("dense, "), (x.mean, y.mean), (0, -14 if measure.less else 8), **place
-            )
-    return list(points.values())
+            axes.annotate(method.base.removeprefix("dense, "), (x.mean, y.mean), (0, -14), **place)
 
 
 def _far_apart(values: Sequence[float]) -> bool:
@@ -230,7 +245,7 @@ def _logarithmic(axes: Axes, which: str) -> None:
 
 
 def _plain(value: float, _: float) -> str:
-    return f"{value:g}"
+    return f"{value:g}".replace("-", "−")
 
 
 def _legend(figure: Figure) -> None:
@@ -284,7 +299,8 @@ def differences_picture(comparison: Comparison, setting: Setting) -> Picture | N
             axes.set_xlabel("better ← difference → worse" if measure.less else "worse ← difference → better")
             axes.set_yticks(range(len(methods)), [comparison.label(setting, m) for m in methods], color=INK)
             axes.grid(axis="x", color=RULE, lw=0.5)
-            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="x", nbins=3)
+            axes.xaxis.set_major_formatter(_plain)
             axes.spines["left"].set_visible(False)
         grid[0].set_ylim(len(methods) - 0.4, -0.6)
 

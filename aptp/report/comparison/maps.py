@@ -18,6 +18,8 @@ from aptp.report.routing import column_shades, frame_diagonal
 from aptp.report.wording import listed, number, percent
 
 STYLES = ("-", "--", "-.", ":")
+LEAST_SPAN = 0.05
+"""Costs that are less of the dense cost apart do not get all shades from pale to dark."""
 COLUMNS = 4
 
 
@@ -121,7 +123,7 @@ def kind_costs_picture(comparison: Comparison, setting: Setting) -> Picture | No
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         texts = [[f"{100 * cost:.0f}%" for cost in row] for row in means]
-        scaled = (means - low) / max(high - low, 1e-9)
+        scaled = (means - low) / max(high - low, LEAST_SPAN)
         heat_map(axes, scaled, texts, [comparison.label(setting, m) for m in found], kinds, LOAD)
         axes.set_title("mean cost of the expert that a kind gets, of dense")
 

@@ -18,7 +18,16 @@ from matplotlib.figure import Figure
 from aptp.core.files import write_text
 from aptp.core.record import Record
 from aptp.report.comparison.album import album
-from aptp.report.comparison.charts import OFF_SCALE, _dense, _edge, _far_apart, _limits, quality_picture, shown
+from aptp.report.comparison.charts import (
+    OFF_SCALE,
+    _dense,
+    _dense_points,
+    _edge,
+    _far_apart,
+    _limits,
+    quality_picture,
+    shown,
+)
 from aptp.report.comparison.gathering import gather
 from aptp.report.comparison.intervals import Interval
 from aptp.report.comparison.sources import Failure, Source
@@ -189,8 +198,9 @@ def test_without_a_known_direction_there_is_no_figure_of_quality(make: SimpleNam
 def test_dense_curve_ends_with_all_steps_and_its_labels_stand_apart(make: SimpleNamespace) -> None:
     found = gather(make.sources(make.record(evaluate__dense_steps=[30, 14, 10, 5], evaluate__steps=15)))
     axes = Figure().subplots()
-    points = _dense(axes, found, found.main, "cost", found.primary)
-    assert [round(15 * cost.mean) for cost, _ in points] == [15, 14, 10, 5]
+    points = _dense_points(found, found.main, "cost", found.primary)
+    assert [round(15 * cost.mean) for cost, _ in points.values()] == [15, 14, 10, 5]
+    _dense(axes, points, 1.0)
     assert [text.get_text() for text in axes.texts] == ["dense", "10 steps", "5 steps"]
 
 

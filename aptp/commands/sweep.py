@@ -197,4 +197,4 @@ def _summarise(table: Table, folder: Path, results: Path | None) -> None:
         rows.append((entry.name, entry.status, *("" if v is None else v for v in cells), duration(seconds)))
     columns = ("run", "status", "cost", *(f"{m.label} {m.arrow}".strip() for m in measures), "time")
     errors = [f"{entry.name} {entry.status}: {entry.error}" for entry in table.runs if entry.error]
-    show(drawn(columns, rows), *errors, f"table: {folder / 'sweep.json'}")
+    show(drawn(columns, rows), *errors, f"which method to use: aptp report {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,8 @@ from aptp.report.wording import listed, number, percent
 if TYPE_CHECKING:
     from aptp.report.reading import Log
 
+TOO_NEAR = 0.015
+"""Shares of the dense cost that are less apart have their numbers on one another."""
 TERMS = {
     "loss": "total loss, weighted",
     "denoising": "denoising",
@@ -88,6 +91,7 @@ def search_picture(log: Log, target: float | None, warmup: int) -> Picture:
             _curve(axes, log, name, BLUE)
             axes.set_title("cost of the batch, of dense" if name == "cost" else TERMS.get(name, name))
             axes.tick_params(labelbottom=True)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             if warmup:
                 axes.axvspan(-0.5, warmup - 0.5, color="#eef0f3", zorder=0, lw=0)
             if name == "cost" and target is not None:
@@ -141,6 +145,7 @@ def recovery_picture(logs: Mapping[str, Log], fractions: Sequence[float]) -> Pic
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_locator(NullLocator())
             axes.set_title(method)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_xlabel("step of recovery")
             axes.grid(axis="y", color=RULE, lw=0.6)
             axes.legend(fontsize=8, loc="upper right")
@@ -179,6 +184,17 @@ def _curve(axes: Axes, log: Log, name: str, colour: str, label: str | None = Non
     axes.plot(steps, mean, color=colour, lw=1.6, label=label, marker="o" if len(values) < 3 else None, markersize=3)
 
 
+def _neighbours(experts: Sequence[Expert]) -> list[list[Expert]]:
+    """Experts in the order of their cost, together where their numbers would lie on one another."""
+    groups: list[list[Expert]] = []
+    for expert in sorted(experts, key=lambda expert: expert.fraction):
+        if groups and expert.fraction - groups[-1][-1].fraction < TOO_NEAR:
+            groups[-1].append(expert)
+        else:
+            groups.append([expert])
+    return groups
+
+
 def budget_picture(budget: Budget, experts: Sequence[Expert]) -> Picture:
     """Target, floor and the costs that came of it, on one axis; experts as discs whose area is their share."""
     rows = [
@@ -206,7 +222,9 @@ def budget_picture(budget: Budget, experts: Sequence[Expert]) -> Picture:
         for expert in experts:
             load = expert.training_load if expert.validation_load is None else expert.validation_load
             axes.scatter(expert.fraction, last, s=30 + 900 * load, color=ORANGE, alpha=0.55, ec=INK, lw=0.6)
-            axes.text(expert.fraction, last, str(expert.index), ha="center", va="center", size=8)
+        for near in _neighbours(experts):
+            place = fmean(expert.fraction for expert in near)
+            axes.text(place, last, ", ".join(str(e.index) for e in near), ha="center", va="center", size=8)
         axes.axvline(budget.target, color=VERMILLION, lw=1.2, ls="--", zorder=0)
         axes.axvspan(0, budget.floor, color="#eef0f3", lw=0, zorder=0)
         top = axes.get_xaxis_transform()

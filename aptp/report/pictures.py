@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from aptp.report.measures import method_of
 from aptp.report.wording import percent
 
 if TYPE_CHECKING:
@@ -56,8 +57,13 @@ def gallery_of(run: Run) -> Gallery | None:
     """The gallery of a run, if there are pictures."""
     prompts, columns = run.gallery["prompts"], run.gallery["columns"]
     fractions = {expert.index: expert.fraction for expert in run.record.experts}
+    several = len(fractions) > 1
+    alone = None if several else method_of(run.record)
     heads = [
-        (c["name"], percent(fractions.get(c["expert"])) if "expert" in c else _cost_of(run, c["name"])) for c in columns
+        (alone.name if alone else c["name"], percent(fractions.get(c["expert"])))
+        if "expert" in c
+        else (c["name"], _cost_of(run, c["name"]))
+        for c in columns
     ]
     rows, largest = [], 0
     for place, prompt in enumerate(prompts):
@@ -70,7 +76,7 @@ def gallery_of(run: Run) -> Gallery | None:
                 continue
             source, side = found
             largest = max(largest, side)
-            routed = "expert" in column and column["expert"] == prompt.get("expert")
+            routed = several and "expert" in column and column["expert"] == prompt.get("expert")
             alt = f"{column['name']}: {prompt['prompt']}" + (" (routed here)" if routed else "")
             shown.append(Shown(source, alt, routed))
         rows.append((prompt, shown))

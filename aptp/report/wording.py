@@ -128,12 +128,12 @@ def protocol(record: Record) -> str | None:
 def _cost(record: Record, method: Result, dense: Result | None) -> str:
     unit = record.budget.unit if record.budget else "cost"
     target = f" (target {percent(record.budget.target, 0)})" if record.budget else ""
-    who = plural(len(record.experts), "expert")
+    who = "one model" if len(record.experts) == 1 else plural(len(record.experts), "expert")
     text = f"{method.name} serves the prompts with {who} at {percent(method.fraction)} of the dense {unit}{target}"
     if dense and dense.latency_ms and method.latency_ms:
         less = method.latency_ms <= dense.latency_ms
         share = abs(100 * (method.latency_ms / dense.latency_ms - 1))
-        text += f"; measured on this machine, a call takes {share:.0f}% {'less' if less else 'more'} time"
+        text += f"; as measured, a call takes {share:.0f}% {'less' if less else 'more'} time"
     return text + "."
 
 

@@ -114,7 +114,7 @@ def test_it_ends_with_a_table_and_fails_if_a_run_did(conductor: Conductor) -> No
     assert ["seed=0", "done", "0.654", "0.250", "0:01:01"] in rows
     assert ["seed=1", "failed", "0:01:01"] in rows
     assert "seed=1 failed: RuntimeError: boom\n" in result.stdout
-    assert result.stdout.endswith(f"table: {Path('x/sweep.json')}\n")
+    assert result.stdout.endswith("which method to use: aptp report x\n")
     assert result.stderr.splitlines() == [
         "seed=0 done in 0:01:01 (1 done, 0 running, 0 failed, 2 left, about 0:02:02 to go)",
         "seed=1 failed: RuntimeError: boom (1 done, 0 running, 1 failed, 1 left, about 0:01:01 to go)",

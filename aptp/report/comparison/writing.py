@@ -158,7 +158,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
     """Machines and versions, with the number of runs where not all have the same."""
     machines, versions = {}, {}
     for key in dict.fromkeys(k for s in comparison.sources for k in s.record.hardware):
-        machines[key] = _values(str(s.record.hardware.get(key)) for s in comparison.sources)
+        values = [s.record.hardware.get(key) for s in comparison.sources]
+        if any(value is not None for value in values):
+            machines[key] = _values("none" if value is None else str(value) for value in values)
     for key in dict.fromkeys(k for s in comparison.sources for k in s.record.versions):
         versions[key] = _values(s.record.versions.get(key, "–") for s in comparison.sources)
     return [("Machine", machines), ("Versions", versions)]

@@ -43,7 +43,7 @@ TRAINING = "training.safetensors"
 WIDEST = 2**16
 """Of an encoder's embeddings: larger ones than any has."""
 LARGEST_ROUTER = 2**27
-"""Gates times the embeddings' width, or times the experts: half a gigabyte, a hundred times what the published has."""
+"""Any two of gates, experts and the embeddings' width, multiplied: half a gigabyte, a hundred times the published."""
 LARGEST_OPTION = 1024
 """Of a number that a bundle gives every call: pictures of that height and width can be had."""
 ROUNDING = 1e-3
@@ -227,9 +227,12 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         embed = data["embed"]
         if not isinstance(embed, int) or not 1 <= embed <= WIDEST:
             raise ValueError(f"its embeddings are {embed!r} wide; 1 to {WIDEST:,} are right.")
-        if not all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()):
+        sizes = sorted((space.num_gates, embed, len(bias)))
+        if manifest and not all(
+            bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()
+        ):
             raise ValueError("its router holds values that are not finite.")
-        if (room := space.num_gates * max(embed, len(bias))) > LARGEST_ROUTER:
+        if manifest and (room := sizes[1] * sizes[2]) > LARGEST_ROUTER:
             raise ValueError(f"its router would take {room:,} numbers; at most {LARGEST_ROUTER:,} are right.")
         router_choice, balancer, encoder = (Choice(**data[name]) for name in ("router", "balancer", "encoder"))
         if manifest and not data["encoder_fingerprint"]:

@@ -251,6 +251,12 @@ def broad(folder: Path) -> None:
     edit(folder / "router/router.json", lambda data: data.update(embed=2**16))
 
 
+def many(folder: Path) -> None:
+    """More experts than have files, of a router that makes room for each at once."""
+    biased(folder, [0.0] * 150_000)
+    router(router={"name": "kmeans"}, embed=2**16)(folder)
+
+
 MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a part of its own code": ("'unet' is", index(unet=["stowaway", "Model"])),
     "a part of the standard library": ("'unet' is", index(unet=["subprocess", "Popen"])),
@@ -304,6 +310,7 @@ MALICE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a bias in rows": ("a finite number for each", lambda folder: biased(folder, [[0.0], [0.0], [0.0]])),
     "a router that is no number": ("holds values that are not finite", undefined),
     "a router without end": ("at most 134,217,728 are right", broad),
+    "experts without end": ("at most 134,217,728 are right", many),
     "an encoder that is not said": ("does not say which prompt encoder", router(encoder_fingerprint=None)),
     "another encoder": ("prompt encoder 'minilm' is not what", router(encoder_fingerprint="0")),
     "a calibration elsewhere": ("'calibration.json' which is a link out of it", linked_calibration),

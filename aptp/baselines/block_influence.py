@@ -43,7 +43,7 @@ class BlockInfluencePruner(ScoringPruner):
         """Of every gate, in [0, 2] for blocks and infinite for width gates."""
         scores = torch.full((context.space.num_gates,), torch.inf, dtype=torch.float64)
         with torch.no_grad(), _influences(context) as seen:
-            for _ in context.calibration_loss(self.options.batches):
+            for _ in context.calibration_loss(batches=self.options.batches):
                 pass
         for gate, values in seen.items():
             scores[gate] = torch.stack(values).mean().cpu()

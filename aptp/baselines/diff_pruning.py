@@ -43,4 +43,4 @@ class DiffPruningPruner(ScoringPruner):
             yield from self._losses_at(context, time)
 
     def _losses_at(self, context: PrunerContext, time: int) -> Iterator[Float[Tensor, ""]]:
-        return context.calibration_loss(self.options.batches, time)
+        return context.calibration_loss(batches=self.options.batches, timestep=time)

@@ -65,7 +65,7 @@ class OBSPruner(StaticPruner):
         taps = {tap: context.module.get_submodule(tap) for site in context.space.sites for tap in site.taps}
         squares = dict.fromkeys(taps, 0.0)
         with _watched(taps) as (hessians, outputs):
-            for loss in context.calibration_loss(self.options.batches):
+            for loss in context.calibration_loss(batches=self.options.batches):
                 for tap, slope in zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True):
                     squares[tap] += float(slope.double().square().mean())
                 outputs.clear()  # and with them the graph

@@ -23,4 +23,4 @@ class TaylorPruner(ScoringPruner):
         self.options = options
 
     def scores(self, context: PrunerContext) -> Float[Tensor, "gates"]:
-        return taylor_scores(context, context.calibration_loss(self.options.batches))
+        return taylor_scores(context, context.calibration_loss(batches=self.options.batches))

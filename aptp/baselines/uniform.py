@@ -46,7 +46,7 @@ class UniformPruner(ScoringPruner):
             case "magnitude":
                 return magnitudes(context.module, context.space)
             case "taylor":
-                return taylor_scores(context, context.calibration_loss(self.options.batches))
+                return taylor_scores(context, context.calibration_loss(batches=self.options.batches))
             case "random":
                 generator = torch.Generator().manual_seed(context.seed)
                 return torch.rand(context.space.num_gates, generator=generator, dtype=torch.float64)

@@ -24,7 +24,7 @@ TOLERANCE = 0.01
 class CalibrationLoss(Protocol):
     """Runs the dense module on batches of training data."""
 
-    def __call__(self, batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+    def __call__(self, *, batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
         """The denoising losses of so many batches, differentiable in the module's weights.
 
         A batch comes in the equal parts in which a run saves memory, one after another; what a part yields is its share

@@ -149,21 +149,20 @@ def _save_weights(module: nn.Module, path: Path) -> None:
 
 
 def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
-    """A module whose parameters take no memory, by means of the calling thread alone.
+    """A module whose weights take no memory; what a state dict does not hold is as the module made it.
 
-    What accelerate patches for that is torch itself, for all threads. Buffers that a state dict does not hold are
-    taken from a second module, whose parameters are left as memory comes.
+    Memory that nobody fills is none yet, so the weights are let go before they take any. What accelerate patches to
+    that end is torch itself, for all threads.
     """
-    with torch.device("meta"):
+    with _Unfilled():
         module = make()
     saved = module.state_dict().keys()
-    unsaved = [name for name, _ in module.named_buffers() if name not in saved]
-    if unsaved:
-        with _Unfilled():
-            whole = make()
-        for name in unsaved:
-            path, _, leaf = name.rpartition(".")
-            module.get_submodule(path).register_buffer(leaf, whole.get_buffer(name), persistent=False)
+    for path, part in module.named_modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and f"{path}.{name}".lstrip(".") in saved:
+                    hollow = tensor.detach().to("meta")
+                    tensors[name] = nn.Parameter(hollow, False) if isinstance(tensor, nn.Parameter) else hollow
     return module
 
 

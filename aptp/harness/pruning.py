@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aptp.core import distributed
 from aptp.core.objective import weighted_mse
 from aptp.core.pruner import Pruned, PrunerContext, StaticPruner
 from aptp.harness.training import batch_index, generator_for, recomputing
@@ -63,10 +64,10 @@ def differentiable(module: nn.Module, wanted: bool) -> Iterator[None]:
             parameter.requires_grad_(state)
 
 
-def _calibration_losses(work: Workspace, batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+def _calibration_losses(work: Workspace, *, batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
     """The denoising losses of training batches (see `CalibrationLoss`), with all that saves memory in a search."""
     options, seed = work.config.search, work.config.seed
-    size = options.batch // options.accumulate
+    size = max(1, options.batch // (distributed.processes() * options.accumulate))
     for step in range(batches):
         index = batch_index(len(work.train), options.batch, step, seed, "calibration")
         noised = work.noiser.draw(work.train.latents_of(index), generator_for(seed, "calibration", step), timestep)
@@ -74,4 +75,4 @@ def _calibration_losses(work: Workspace, batches: int, timestep: int | None = No
             example = work.noiser.example(noised, rows, work.train.text_states(index[rows]))
             prediction = work.distiller.predict(work.dense, example)
             weight = example.diffused.weight if timestep is None else torch.ones_like(example.diffused.weight)
-            yield weighted_mse(prediction, example.diffused.target, weight) / options.accumulate
+            yield weighted_mse(prediction, example.diffused.target, weight) * len(weight) / options.batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import time
@@ -59,6 +60,10 @@ KEPT = 4096
 """Different training prompts that are kept with the router, at most."""
 MISSED = 0.01
 """A calibrated cost further than this share from the target is worth a warning."""
+LOCK_SECONDS = 3.0
+"""How long a process that was killed may take to let go of its run."""
+UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+"""What file systems say that know no locks."""
 PICTURES = ("samples", "gallery", "baselines/*/samples")
 """Where the pictures of a run lie, which were not waited for as they were drawn."""
 
@@ -84,7 +89,7 @@ def run(
     join(config)
     out = distributed.shared(out)
     record = distributed.on_main(lambda: _record(config, out, resume))
-    main = distributed.is_main()
+    found, main = _found(out), distributed.is_main()
     if record.status == "done":
         if main:
             write_report(out)
@@ -104,18 +109,35 @@ def run(
         )
     record.costs = costs
     with ExitStack() as held:
-        distributed.on_main(lambda: _hold(out, held))
+        distributed.on_main(lambda: _hold(work, found, held))
         _carry_out(work)
     return record
 
 
-def _hold(out: Path, held: ExitStack) -> None:
-    """Keep other processes from carrying out the run in `out` until `held` is closed."""
-    out.mkdir(parents=True, exist_ok=True)
+def _found(out: Path) -> list[bytes | None]:
+    """What says whose the directory is and how far its run has come."""
+    return [file.read_bytes() if file.is_file() else None for file in (out / "config.yaml", out / "record.json")]
+
+
+def _hold(work: Workspace, found: list[bytes | None], held: ExitStack) -> None:
+    """Keep other processes from carrying out the run until `held` is closed.
+
+    Raises:
+        RequestError: if one is at it, or was since the directory was found as it is in `found`.
+    """
+    work.out.mkdir(parents=True, exist_ok=True)
     try:
-        held.enter_context(FileLock(out / ".lock", timeout=0))
+        held.enter_context(FileLock(work.out / ".lock", timeout=LOCK_SECONDS))
     except Timeout as error:
-        raise RequestError(f"the run in {str(out)!r} is going on; wait for it or stop it.") from error
+        raise RequestError(f"the run in {str(work.out)!r} is going on; wait for it or stop it.") from error
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+        work.warn(
+            f"{str(work.out)!r} cannot be locked ({error.strerror}): see that no other process carries out this run."
+        )
+    if _found(work.out) != found:
+        raise RequestError(f"the run in {str(work.out)!r} was going on until now; start again to see what it left.")
 
 
 def _carry_out(work: Workspace) -> None:

@@ -171,7 +171,7 @@ def tiny_pruner_context(unet: nn.Module, space: SearchSpace, target: float = 0.6
     """
     unet.requires_grad_(True)
 
-    def losses(batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
+    def losses(*, batches: int, timestep: int | None = None) -> Iterator[Float[Tensor, ""]]:
         for batch in range(batches):
             inputs = tiny_inputs(unet, 2, seed=batch)
             if timestep is not None:

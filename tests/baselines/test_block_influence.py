@@ -38,7 +38,7 @@ def test_scores_are_those_by_hand(family: str) -> None:
             seen[path].append(1 - float(cosine.detach().mean()))
 
         handles.append(context.module.get_submodule(site.path).register_forward_hook(hook, with_kwargs=True))
-    assert len(list(context.calibration_loss(2))) == 2
+    assert len(list(context.calibration_loss(batches=2))) == 2
     for handle in handles:
         handle.remove()
     found = influences(context)

@@ -16,9 +16,9 @@ from aptp.core.pruner import PrunerContext
 def fading(asked: PrunerContext) -> PrunerContext:
     """Losses of which those at later times are smaller: 1 at t = 0, 0 at the last."""
 
-    def losses(batches: int, timestep: int | None = None) -> Iterator[torch.Tensor]:
+    def losses(*, batches: int, timestep: int | None = None) -> Iterator[torch.Tensor]:
         assert timestep is not None
-        for loss in asked.calibration_loss(batches, timestep):
+        for loss in asked.calibration_loss(batches=batches, timestep=timestep):
             yield loss / loss.detach() * (1 - timestep / 999)
 
     return dataclasses.replace(asked, calibration_loss=losses)
@@ -39,6 +39,6 @@ def test_times_of_small_loss_are_left_out(fading: PrunerContext) -> None:
 
 def test_scores_are_those_by_hand(fading: PrunerContext, taylor_by_hand) -> None:
     scores = pruner(times=4, threshold=0.5, batches=2).scores(fading)
-    losses = [loss for time in (0, 333) for loss in fading.calibration_loss(2, time)]
+    losses = [loss for time in (0, 333) for loss in fading.calibration_loss(batches=2, timestep=time)]
     torch.testing.assert_close(scores, taylor_by_hand(fading, losses), rtol=1e-4, atol=0)
     assert not torch.allclose(scores, pruner(times=4, threshold=0, batches=2).scores(fading), rtol=0.01)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aptp
+from aptp.core import slicing
 from aptp.core.errors import RequestError
 from aptp.core.slicing import WEIGHTS, PassThrough, save_expert
 from aptp.testing import MODELS, tiny_inputs, tiny_space, tiny_unet
@@ -156,6 +157,32 @@ def test_loading_changes_nothing_for_other_threads(saved):
         assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
     assert len(made) == 4
     assert not any(tensor.is_meta for model in made for tensor in (*model.parameters(), *model.buffers()))
+
+
+class Mixed(torch.nn.Module):
+    """Weights, and what no state dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(3, 2)
+        self.register_buffer("kept", torch.ones(2))
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+        self.plain = [torch.arange(4.0)]
+        self.scale = torch.linspace(0, 1, 3)[1].item()
+
+
+def test_only_weights_are_left_out_of_what_is_made_to_be_filled():
+    made = slicing._without_weights(Mixed)
+    assert {name for name, tensor in (*made.named_parameters(), *made.named_buffers()) if tensor.is_meta} == {
+        "inner.weight",
+        "inner.bias",
+        "kept",
+    }
+    assert torch.equal(made.table, torch.arange(3.0))
+    assert torch.equal(made.plain[0], torch.arange(4.0))
+    assert made.scale == 0.5
+    made.load_state_dict(Mixed().state_dict(), strict=True, assign=True)
+    assert made.inner.weight.device.type == "cpu"
 
 
 def test_nothing_but_json_and_safetensors_is_written(saved):

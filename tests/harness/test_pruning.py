@@ -21,7 +21,7 @@ STATIC = {"experts": 1, "router": {"name": "constant"}, "balancer": "none"}
 
 def losses(work: Workspace, count: int, timestep: int | None = None) -> list[float]:
     with torch.no_grad():
-        return [float(loss) for loss in pruner_context(work).calibration_loss(count, timestep)]
+        return [float(loss) for loss in pruner_context(work).calibration_loss(batches=count, timestep=timestep)]
 
 
 def test_every_call_starts_with_the_same_batches(open_work) -> None:

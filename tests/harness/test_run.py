@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -169,7 +170,10 @@ def test_a_damaged_directory_is_one_sentence(finished, tmp_path: Path, file: str
     assert "\n" not in str(caught.value)
 
 
-def test_one_process_at_a_time_carries_out_a_run(finished, small_config: RunConfig, tmp_path: Path) -> None:
+def test_one_process_at_a_time_carries_out_a_run(
+    finished, small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("aptp.harness.run"), "LOCK_SECONDS", 0.0)
     out = tmp_path / "run"
     out.mkdir()
     with FileLock(out / ".lock"), pytest.raises(RequestError, match=r"run' is going on; wait for it or stop it\."):
@@ -177,6 +181,19 @@ def test_one_process_at_a_time_carries_out_a_run(finished, small_config: RunConf
     copied = shutil.copytree(finished.out, tmp_path / "copied")
     for _ in range(2):
         assert again(finished.config, copied, resume=True).status == "done"
+
+
+def test_a_file_system_without_locks_is_told_of(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    harness_run, seen = importlib.import_module("aptp.harness.run"), []
+    monkeypatch.setattr(harness_run.FileLock, "acquire", refuse)
+    monkeypatch.setattr(harness_run, "_carry_out", lambda work: seen.append(work.record.warnings))
+    again(small_config, tmp_path / "run")
+    assert "cannot be locked (No locks available): see that no other process carries out this run." in seen[0][0]
 
 
 @pytest.mark.parametrize("file", ["architecture.json", "config.json", "expert.safetensors"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from aptp.core.errors import RequestError, unknown
@@ -73,19 +74,25 @@ def gather(
 
 
 def _dense_rows(rows: Sequence[Trial], letters: Mapping[Protocol, str]) -> list[Trial]:
-    """The dense rows of every run, for each protocol that differs in training alone from one that it follows."""
+    """The dense rows of every run, lent to protocols that differ in training alone where these have none."""
     drawn = {
         letter: tuple(item for item in protocol if not of_training(item[0])) for protocol, letter in letters.items()
     }
-    of_run = {(row.source.name, drawn[row.letter]): row for row in rows}
-    return [
-        _trial(row.source, result, dense_method(result), row.config, letter)
-        for (_, measured), row in of_run.items()
-        for letter in drawn
-        if drawn[letter] == measured
+    of_run = {(row.source.name, row.letter): row for row in rows}
+    dense = [
+        _trial(row.source, result, dense_method(result), row.config, row.letter)
+        for row in of_run.values()
         for result in row.source.record.results
         if result not in pruned_of(row.source.record)
     ]
+    own = {(row.letter, row.method, row.seed) for row in dense}
+    lent = [
+        replace(row, letter=letter)
+        for row in dense
+        for letter in drawn
+        if drawn[letter] == drawn[row.letter] and (letter, row.method, row.seed) not in own
+    ]
+    return dense + lent
 
 
 def _trial(source: Source, result: Result, method: Method, config: Flat, letter: str) -> Trial:

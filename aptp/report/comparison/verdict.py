@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from aptp.report.comparison.intervals import FEWEST, interval, paired, standing
@@ -73,10 +73,18 @@ def verdict(comparison: Comparison, setting: Setting) -> Verdict:
         nobody = f"No method at this cost has a {measure.label}."
         return Verdict(setting, title, "nothing at this cost", nobody, _left_out(comparison, setting, measure))
     found = Verdict(setting, title, "", "", candidates=candidates)
-    best, recommended, found.advice = _advice(candidates, measure, _of_its_sort(comparison, setting, candidates))
+    seeds = len(candidates[0].series)
+    if not seeds:
+        found.choice = "open: no seed in common"
+        found.advice = (
+            f"{_capital(listed([c.name for c in candidates]))} have no seed in common, so none is recommended."
+        )
+        found.reasons = _left_out(comparison, setting, measure)
+        return found
+    best, recommended, found.advice = _advice(candidates, measure, len(_eligible(comparison, setting)))
     found.choice = best.name if best is recommended else f"open: {best.name} or {recommended.name}"
-    if len(best.series) < FEWEST:
-        found.choice += f" ({plural(len(best.series), 'seed')})"
+    if seeds < FEWEST:
+        found.choice += f" ({plural(seeds, 'seed')})"
     if against := _against(comparison, setting, recommended, candidates, measure):
         found.choice += f", by {measure.label} alone"
         found.advice = f"{found.advice.replace('Use', f'By {measure.label} alone, use', 1)} But {against}."
@@ -91,9 +99,14 @@ def verdict(comparison: Comparison, setting: Setting) -> Verdict:
     return found
 
 
+def _eligible(comparison: Comparison, setting: Setting) -> list[Method]:
+    """All that could be chosen, however few seeds it has."""
+    return [m for m in comparison.methods(setting) if m.base != "dense" and comparison.eligible(setting, m)]
+
+
 def _candidates(comparison: Comparison, setting: Setting, measure: Measure) -> list[Candidate]:
-    """The best of each sort, from the simplest sort."""
-    eligible = [m for m in comparison.methods(setting) if m.base != "dense" and comparison.eligible(setting, m)]
+    """The best of each sort, from the simplest sort, by the seeds that all of them have."""
+    eligible = _eligible(comparison, setting)
     fewer = comparison.complete(setting, [m for m in eligible if m.kind == "dense"], measure.key)
     pruned = comparison.complete(setting, [m for m in eligible if m.kind != "dense"], measure.key)
     found = []
@@ -106,29 +119,24 @@ def _candidates(comparison: Comparison, setting: Setting, measure: Measure) -> l
             best = (min if measure.less else max)(of_sort, key=means.__getitem__)
             name = f"the dense model with {best.base.removeprefix('dense, ')}" if kind == "dense" else best.name
             found.append(Candidate(name, what, simple, best, comparison.series(setting, best, measure.key)))
-    return found
+    common = set.intersection(*(set(c.series) for c in found)) if found else set()
+    return [replace(c, series={s: v for s, v in c.series.items() if s in common}) for c in found]
 
 
-def _of_its_sort(comparison: Comparison, setting: Setting, candidates: Sequence[Candidate]) -> int:
-    """How many methods of the first candidate's sort are at the budget, itself included."""
-    kind = candidates[0].method.kind
-    return len([m for m in comparison.methods(setting, kind) if m.base != "dense" and comparison.eligible(setting, m)])
-
-
-def _advice(candidates: Sequence[Candidate], measure: Measure, alike: int) -> tuple[Candidate, Candidate, str]:
-    """The candidate with the best mean, the one to use, and why; `alike` of the first one's sort are at the budget."""
+def _advice(candidates: Sequence[Candidate], measure: Measure, eligible: int) -> tuple[Candidate, Candidate, str]:
+    """The candidate with the best mean, the one to use, and why; of so many methods at the budget."""
     best = (min if measure.less else max)(candidates, key=lambda c: c.mean)
     others = [c for c in candidates if c is not best]
     seeds = len(best.series)
-    if not others and alike == 1:
+    if not others and eligible == 1:
         alone = f"Use {best.name}: nothing else was measured at this cost ({measure.label} {best.figure})."
         return best, best, alone
     leads = f"the best {measure.label}, {best.figure}"
     if not others:
-        all_of = f"of {alike} methods at this cost, all of one sort ({best.what})"
-        return best, best, f"{_capital(best.name)} has {leads}, {all_of}: see how they differ."
+        rest = f"of {eligible} methods at this cost; no other sort was measured with as many seeds"
+        return best, best, f"{_capital(best.name)} has {leads}, {rest}. See how they differ."
     if seeds < FEWEST:
-        few = "the only seed there is" if seeds == 1 else plural(seeds, "seed")
+        few = "the only seed in common" if seeds == 1 else f"{seeds} seeds in common"
         return best, best, f"{_capital(best.name)} has {leads}, with {few}: a direction, not a result."
     gaps = {c.name: paired(best.series, c.series) for c in others}
     open_ones = [c for c in others if not ((g := gaps[c.name]) and standing(g, bool(measure.less)) == "better")]
@@ -145,11 +153,8 @@ def _advice(candidates: Sequence[Candidate], measure: Measure, alike: int) -> tu
         lead = f"though its lead on {listed([c.name for c in open_ones])} is not shown"
         return best, best, f"Use {best.name}: it has {leads}, and is the simplest ({best.simple}), {lead}.{few}"
     gap = gaps[simplest.name]
-    untold = (
-        f"the interval of its difference to {simplest.name} ({reach(gap.low, gap.high)}) contains 0"
-        if gap and gap.half is not None
-        else f"it has too few seeds in common with {simplest.name} for an interval"
-    )
+    span = reach(gap.low, gap.high) if gap else NOTHING
+    untold = f"the interval of its difference to {simplest.name} ({span}) contains 0"
     less = f"As long as that is so, {simplest.name} is the choice that needs less: {simplest.simple}.{few}"
     return best, simplest, f"Not settled: {best.name} has {leads}, but {untold}. {less}"
 
@@ -234,9 +239,13 @@ def _left_out(comparison: Comparison, setting: Setting, measure: Measure) -> lis
     """Methods that are not at the budget, or have fewer seeds than others."""
     pruned = [m for m in comparison.methods(setting) if m.kind != "dense"]
     off = [m for m in pruned if not comparison.equal_cost(setting, m)]
-    at_cost = [m for m in pruned if m not in off]
-    complete = comparison.complete(setting, at_cost, measure.key)
-    few = [m for m in at_cost if m not in complete]
+    few = []
+    for alike in (
+        [m for m in pruned if m not in off],
+        [m for m in _eligible(comparison, setting) if m.kind == "dense"],
+    ):
+        complete = comparison.complete(setting, alike, measure.key)
+        few += [m for m in alike if m not in complete]
     said = []
     if off:
         costs = [f"{m.name} ({percent(comparison.mean(setting, m, 'cost'))})" for m in off]

@@ -9,6 +9,7 @@ from aptp.report.comparison.claims import Claim, claims
 from aptp.report.comparison.gathering import gather
 from aptp.report.comparison.trials import Setting
 from aptp.report.comparison.verdict import verdict, verdicts
+from aptp.report.wording import plural
 
 MAIN = Setting("A", 0.66)
 KEY = "cmmd_evaluator"
@@ -72,21 +73,53 @@ def test_who_is_ahead_on_what_did_not_decide_is_said(make: SimpleNamespace) -> N
 
 
 @pytest.mark.parametrize("dense", [1, 2])
-def test_what_has_too_few_seeds_in_common_is_not_told_apart(make: SimpleNamespace, dense: int) -> None:
+def test_only_seeds_in_common_decide(make: SimpleNamespace, dense: int) -> None:
     records = settle(make.study(5), {"contrastive+sinkhorn": 0.1, "taylor": 0.2, "magnitude": 0.3}, dense=0.4)
     only(records, KEY)
     for record in records:
         if record.config["seed"] >= dense:
             record.results = [result for result in record.results if not result.sampling_steps]
-    advice = verdict(gather(make.sources(*records)), MAIN).advice
-    assert "but it has too few seeds in common with the dense model with 10 steps for an interval" in advice
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert found.choice == f"contrastive + sinkhorn ({plural(dense, 'seed')})"
+    assert found.advice.endswith("in common: a direction, not a result.")
+
+
+def test_nothing_is_recommended_without_a_seed_in_common(make: SimpleNamespace) -> None:
+    records = [make.record(s, evaluate__dense_steps=[]) for s in range(3)]
+    records += [make.record(s, pruner="taylor", evaluate__dense_steps=[]) for s in range(3, 6)]
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert found.advice == "taylor and contrastive have no seed in common, so none is recommended."
+
+
+def test_steps_that_were_measured_with_fewer_seeds_are_named(make: SimpleNamespace) -> None:
+    records = settle(make.study(5), {"contrastive+sinkhorn": 0.3, "taylor": 0.4}, dense=0.2)
+    for record in records:
+        if record.config["seed"] > 2:
+            record.results = [result for result in record.results if result.sampling_steps != 10]
+    reasons = verdict(gather(make.sources(*records)), MAIN).reasons
+    assert "With fewer seeds than others, and so not chosen from: dense, 10 steps." in reasons
+
+
+def test_dense_rows_are_lent_only_where_there_are_none(make: SimpleNamespace) -> None:
+    records = [*make.study(3), *make.study(3, recover__guidance=3)]
+    for record in records[len(records) // 2 :]:
+        for result in record.results:
+            if result.sampling_steps or result.name == "dense":
+                result.metrics[KEY] = 0.5
+                result.latency_ms = result.latency_ms and 1.0
+    found = gather(make.sources(*records), mixed=True)
+    for setting in found.settings:
+        (dense,) = [m for m in found.methods(setting, "dense") if m.base == "dense"]
+        own = bool(found.changed(setting.letter))
+        assert (set(found.series(setting, dense, KEY).values()) == {0.5}) == own
+        assert (set(found.series(setting, dense, "latency_ms").values()) == {1.0}) == own
 
 
 def test_two_seeds_are_a_direction(make: SimpleNamespace) -> None:
     records = settle(make.study(2), {"contrastive+sinkhorn": 0.1, "taylor": 0.2, "magnitude": 0.3}, dense=0.4)
     found = verdict(gather(make.sources(*records)), MAIN)
     assert found.choice == "contrastive + sinkhorn (2 seeds)"
-    assert found.advice.endswith("with 2 seeds: a direction, not a result.")
+    assert found.advice.endswith("with 2 seeds in common: a direction, not a result.")
     assert told(records, make)[0].answer == "not shown"
 
 
@@ -178,7 +211,9 @@ def test_several_of_one_sort_are_not_nothing_else(make: SimpleNamespace) -> None
     settle(records, {"contrastive": 0.1, "kmeans": 0.2})
     found = verdict(gather(make.sources(*records)), MAIN)
     assert found.advice.startswith("contrastive has the best CMMD, 0.100 ±")
-    assert found.advice.endswith("of 2 methods at this cost, all of one sort (routed method): see how they differ.")
+    assert found.advice.endswith(
+        "of 2 methods at this cost; no other sort was measured with as many seeds. See how they differ."
+    )
 
 
 def told(records: list[Record], make: SimpleNamespace) -> list[Claim]:

@@ -221,7 +221,7 @@ def test_parts_that_the_records_lack_leave_out_their_sections(make: SimpleNamesp
 def test_one_seed_is_said_to_have_no_interval(make: SimpleNamespace, tmp_path: Path) -> None:
     found = gather(make.sources(*make.pair(1)))
     page = page_of(found, tmp_path)
-    assert "with the only seed there is: a direction, not a result" in page.text
+    assert "with the only seed in common: a direction, not a result" in page.text
     assert "one seed" in page.text
     assert not [cell for row in core_table(found, found.main).rows for cell in row if "±" in cell.text + cell.note]
 

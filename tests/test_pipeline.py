@@ -465,10 +465,8 @@ def test_a_damaged_run_is_refused_in_one_sentence(copied: Path, name: str) -> No
     assert one_sentence(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["gone", "truncated"])
-def test_a_damaged_expert_is_refused_when_it_is_needed(copied: Path, damage: str) -> None:
-    weights = copied / "experts/01/expert.safetensors"
-    weights.unlink() if damage == "gone" else truncate(weights)
+def test_an_expert_that_is_there_and_fits_nothing_is_refused_when_it_is_needed(copied: Path) -> None:
+    shutil.copy(copied / "experts/00/expert.safetensors", copied / "experts/01/expert.safetensors")
     pipe = aptp.load(copied, device="cpu")
     with pytest.raises(RequestError, match="experts/01") as caught:
         pipe("a red star", experts=[1], num_inference_steps=1)

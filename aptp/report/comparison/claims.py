@@ -111,8 +111,8 @@ def _ahead(
     if len(stood) > 1:
         chance = number(len(stood) * (1 - LEVEL) / 2, 2)
         figures.append(
-            f"Of these {len(stood)} intervals, {stood.count('worse')} exclude 0 against it; where nothing differs, "
-            f"{chance} would by chance: they are not corrected for their number."
+            f"Intervals that exclude 0 against it: {stood.count('worse')} of {len(stood)}; where nothing differs, "
+            f"{chance} would by chance, for they are not corrected for their number."
         )
     names = listed([m.label for m in judged])
     also = f", and that of {listed([m.label for m in scores])} not against it" if scores else ""
@@ -205,7 +205,9 @@ def _others_hardness(comparison: Comparison) -> list[str]:
         runs = [t for t in comparison.runs(comparison.main, method) if t.own and method != comparison.reference]
         found = interval(h["spearman"] for t in runs if (h := t.source.record.routing.get("hardness")))
         if found:
-            said.append(f"{comparison.label(comparison.main, method)}: {plus_minus(found)} ({plural(found.n, 'seed')})")
+            span = f", {reach(found.low, found.high)}" if found.half is not None else ""
+            label = comparison.label(comparison.main, method)
+            said.append(f"{label}: {signed(found.mean)}{span} ({plural(found.n, 'seed')})")
     return said
 
 

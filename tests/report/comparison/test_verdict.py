@@ -226,7 +226,7 @@ def test_claims_of_the_study(make: SimpleNamespace) -> None:
     assert [claim.answer for claim in (single, meaning, hard, collapse, learning)] == ["no", "yes", "yes", "yes", "yes"]
     assert len(single.figures) == len(learning.figures) == 3
     assert single.figures[2].startswith(
-        "Of these 6 intervals, 3 exclude 0 against it; where nothing differs, 0.15 would"
+        "Intervals that exclude 0 against it: 3 of 6; where nothing differs, 0.15 would"
     )
     assert single.figures[0].startswith("At 66% of the dense MACs, taylor − contrastive + sinkhorn: CMMD −0.0")
     assert single.figures[0].endswith("No.")
@@ -234,7 +234,7 @@ def test_claims_of_the_study(make: SimpleNamespace) -> None:
     assert single.figures[1].endswith("Yes.")
     assert any(line.startswith("random: 0.0") for line in meaning.figures)
     assert any(line.startswith("random-codes − contrastive + sinkhorn: −0.") for line in meaning.figures)
-    assert any(line.startswith("kmeans: 0.") and line.endswith("(3 seeds)") for line in hard.figures)
+    assert any(line.startswith("kmeans: +0.") and line.endswith("(3 seeds)") for line in hard.figures)
     assert hard.figures[0].startswith("mean over 3 seeds: +0.")
     assert "512 prompts in 40 clusters" in hard.figures[1]
     assert collapse.figures[0].startswith("seed 0: 3.")

@@ -115,7 +115,7 @@ def expert_folder(index: int) -> str:
 
 
 def check_experts(folder: Path, count: int) -> None:
-    """Raise `RequestError` for the first file of a run's or bundle's experts that is not there, or is cut short."""
+    """Raise `RequestError` for the first file of a run's experts that is not there, or is cut short."""
     shared = folder / "experts" / SHARED
     for home in (folder / expert_folder(index) for index in range(count)):
         weights = shared if shared.is_file() else home / WEIGHTS
@@ -235,7 +235,7 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
         if manifest and (room := sizes[1] * sizes[2]) > LARGEST_ROUTER:
             raise ValueError(f"its router would take {room:,} numbers; at most {LARGEST_ROUTER:,} are right.")
         router_choice, balancer, encoder = (Choice(**data[name]) for name in ("router", "balancer", "encoder"))
-        if manifest and not data["encoder_fingerprint"]:
+        if manifest and not data.get("encoder_fingerprint"):
             raise ValueError("it does not say which prompt encoder it was trained with.")
         carried = manifest and any(name.startswith(f"{ENCODER}/") for name in manifest.files)
         own = {"model": str(run / ENCODER)} if carried else {}

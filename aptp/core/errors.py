@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from pydantic import ValidationError
-
 
 class RequestError(ValueError):
     """A request that cannot be carried out: one sentence that names the thing, its value, and what would be right."""
@@ -14,6 +12,8 @@ class RequestError(ValueError):
 
 def gist(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none; of pydantic's, what it says first of all."""
+    from pydantic import ValidationError  # not to print help
+
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

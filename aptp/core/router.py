@@ -136,9 +136,9 @@ def scores_of(
     Args:
         device: the router's, the CPU by default; the prompts stay where they are.
     """
-    parts = [prompts[range(start, min(start + SCORED, len(prompts)))] for start in range(0, len(prompts), SCORED)]
-    found = [router.scores(part.to(device or torch.device("cpu"))).double().cpu() for part in parts]
-    return torch.cat(found) if found else router.scores(prompts).double().cpu()
+    starts = range(0, max(len(prompts), 1), SCORED)
+    parts = (prompts[range(start, min(start + SCORED, len(prompts)))] for start in starts)
+    return torch.cat([router.scores(part.to(device or torch.device("cpu"))).double().cpu() for part in parts])
 
 
 def serve(scores: Float[Tensor, "batch experts"], expert_bias: Float[Tensor, "experts"]) -> Int[Tensor, "batch"]:

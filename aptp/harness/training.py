@@ -135,7 +135,8 @@ class Distiller:
         kept = self.teach(examples[0], weights) if len(examples) == 1 else None
         variances = None
         if weights.blocks and self.options.block_scale == "variance":
-            variances = block_variances([moments_of(self._blocks(example, weights, kept)) for example in examples])
+            said = (kept or self.teach(example, weights) for example in examples)
+            variances = block_variances([moments_of(taught.blocks) for taught in said if taught])
         means: dict[str, Tensor] = {}
         for place, example in enumerate(examples):
             taught = kept or self.teach(example, weights)
@@ -174,10 +175,6 @@ class Distiller:
         with watch(self.teacher, self.blocks if weights.blocks else ()) as outputs:
             answer = self.predict(self.teacher, example)
         return Taught(answer, outputs)
-
-    def _blocks(self, example: Example, weights: Weights, kept: Taught | None) -> dict[str, Tensor]:
-        taught = kept or self.teach(example, weights)
-        return taught.blocks if taught else {}
 
     def predict(self, model: torch.nn.Module, example: Example) -> Float[Tensor, "batch channels height width"]:
         """A model's answer in the run's precision, as float32."""

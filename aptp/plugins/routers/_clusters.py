@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import faiss
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from aptp.core.errors import RequestError
@@ -16,9 +16,11 @@ TRIES = 8
 """Starts of k-means, of which the best is taken: from a single one, two clusters often share a centre."""
 
 
-def chosen(count: int, seed: int) -> Int[Tensor, "points"]:
-    """The places of points to look for clusters among: all, or a random choice of many."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
+def some_of(points: Float[Tensor, "points width"], seed: int) -> Float[Tensor, "some width"]:
+    """The points to look for clusters among: all, or a random choice of many, in their order."""
+    if len(points) <= MOST:
+        return points
+    return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:MOST].sort().values]
 
 
 def k_means(
@@ -52,7 +54,7 @@ class Clusters(nn.Module):
         embeds, experts = context.prompts.embeds, context.num_experts
         centres = torch.zeros(experts, embeds.shape[1])
         if len(embeds):
-            centres = k_means(embeds[chosen(len(embeds), context.seed)], experts, context.seed, TRIES)
+            centres = k_means(some_of(embeds, context.seed), experts, context.seed, TRIES)
         self.register_buffer("centres", centres)
 
     def forward(self, prompts: PromptBatch) -> Float[Tensor, "batch experts"]:

@@ -11,7 +11,7 @@ from aptp.core import distributed
 from aptp.core.codes import starting_logits
 from aptp.core.router import PromptBatch, Router, RouterContext, Routing
 from aptp.plugins.options import ContrastiveOptions
-from aptp.plugins.routers._clusters import chosen, k_means
+from aptp.plugins.routers._clusters import k_means, some_of
 
 
 class ContrastiveRouter(Router):
@@ -83,9 +83,8 @@ class ContrastiveRouter(Router):
     @torch.no_grad()
     def _init_codes(self) -> None:
         """From random codes every score would tie; from k-means over the predictor's logits they do not."""
-        embeds, seed = self.context.prompts.embeds, self.context.seed
-        among = embeds[chosen(len(embeds), seed)].to(self.predictor.weight.device)
-        centres = k_means(self.predictor(among), len(self.code_logits), seed)
+        embeds = some_of(self.context.prompts.embeds, self.context.seed).to(self.predictor.weight.device)
+        centres = k_means(self.predictor(embeds), len(self.code_logits), self.context.seed)
         self.code_logits.copy_(distributed.shared(centres))
 
     def _contrastive(

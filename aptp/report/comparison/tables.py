@@ -126,7 +126,7 @@ def ranked(comparison: Comparison, setting: Setting) -> list[Method]:
 
 def _best(comparison: Comparison, setting: Setting, methods: list[Method], measure: Measure) -> list[Method]:
     """Those with the best mean, of the pruned at the budget that have most seeds."""
-    pruned = [m for m in methods if m.kind != "dense" and comparison.eligible(setting, m)]
+    pruned = [m for m in methods if m.kind != "dense" and comparison.equal_cost(setting, m)]
     known = comparison.complete(setting, pruned, measure.key)
     if measure.less is None or len(known) < 2:
         return []

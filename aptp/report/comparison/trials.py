@@ -124,13 +124,6 @@ class Comparison:
         cost = self.mean(setting, method, "cost")
         return cost is not None and abs(cost / setting.budget - 1) <= EQUAL_COST
 
-    def eligible(self, setting: Setting, method: Method) -> bool:
-        """Whether it can be chosen: a model pruned to the budget, or the dense one with so few steps as keep it."""
-        if method.kind != "dense":
-            return self.equal_cost(setting, method)
-        cost = self.mean(setting, method, "cost")
-        return cost is not None and cost / setting.budget - 1 <= EQUAL_COST
-
     def complete(self, setting: Setting, methods: Iterable[Method], key: str) -> dict[Method, float]:
         """A figure's mean for those of the methods that have it for most seeds."""
         found = {m: known for m in methods if (known := self.interval(setting, m, key))}

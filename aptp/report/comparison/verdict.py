@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from aptp.report.comparison.intervals import FEWEST, interval, paired, standing
+from aptp.report.comparison.intervals import FEWEST, Interval, interval, paired, standing
 from aptp.report.comparison.methods import Method
 from aptp.report.comparison.phrases import plus_minus, setting_title
-from aptp.report.comparison.trials import Comparison, Setting
+from aptp.report.comparison.trials import EQUAL_COST, Comparison, Setting
 from aptp.report.measures import Measure
 from aptp.report.wording import NOTHING, listed, percent, plural, reach
 
@@ -87,21 +87,28 @@ def verdict(comparison: Comparison, setting: Setting) -> Verdict:
         found.choice += f" ({plural(seeds, 'seed')})"
     if against := _against(comparison, setting, recommended, candidates, measure):
         found.choice += f", by {measure.label} alone"
-        found.advice = f"{found.advice.replace('Use', f'By {measure.label} alone, use', 1)} But {against}."
+        use = f"By {measure.label} alone, use " if found.advice.startswith("Use ") else ""
+        found.advice = f"{use}{found.advice.removeprefix('Use ')} But {against}."
     by_sort = {candidate.what: candidate for candidate in candidates}
     single, routed = by_sort.get(SINGLE), by_sort.get(ROUTED)
     found.reasons = _standings(comparison, setting, candidates, measure)
     if single and routed:
         found.reasons += _others(comparison, setting, single.method, routed.method, measure)
-        if apart := paired(single.series, routed.series):
-            found.difference = reach(apart.low, apart.high) if apart.half is not None else plural(apart.n, "seed")
+        apart = _apart(single, routed)
+        found.difference = reach(apart.low, apart.high) if apart.half is not None else plural(apart.n, "seed")
     found.reasons += _left_out(comparison, setting, measure)
     return found
 
 
 def _eligible(comparison: Comparison, setting: Setting) -> list[Method]:
-    """All that could be chosen, however few seeds it has."""
-    return [m for m in comparison.methods(setting) if m.base != "dense" and comparison.eligible(setting, m)]
+    """What can be chosen, however few its seeds: models at the budget, and the dense one with steps that keep it."""
+
+    def keeps(method: Method) -> bool:
+        cost = comparison.mean(setting, method, "cost")
+        return cost is not None and cost <= (1 + EQUAL_COST) * setting.budget
+
+    fewer = [m for m in comparison.methods(setting, "dense") if m.base != "dense" and keeps(m)]
+    return fewer + [m for m in comparison.methods(setting) if m.kind != "dense" and comparison.equal_cost(setting, m)]
 
 
 def _candidates(comparison: Comparison, setting: Setting, measure: Measure) -> list[Candidate]:
@@ -138,8 +145,7 @@ def _advice(candidates: Sequence[Candidate], measure: Measure, eligible: int) ->
     if seeds < FEWEST:
         few = "the only seed in common" if seeds == 1 else f"{seeds} seeds in common"
         return best, best, f"{_capital(best.name)} has {leads}, with {few}: a direction, not a result."
-    gaps = {c.name: paired(best.series, c.series) for c in others}
-    open_ones = [c for c in others if not ((g := gaps[c.name]) and standing(g, bool(measure.less)) == "better")]
+    open_ones = [c for c in others if standing(_apart(best, c), bool(measure.less)) != "better"]
     few = (
         f" {_capital(plural(seeds, 'seed'))} only: more may settle what is open."
         if seeds < FEW_SEEDS and open_ones
@@ -152,9 +158,8 @@ def _advice(candidates: Sequence[Candidate], measure: Measure, eligible: int) ->
     if simplest is best:
         lead = f"though its lead on {listed([c.name for c in open_ones])} is not shown"
         return best, best, f"Use {best.name}: it has {leads}, and is the simplest ({best.simple}), {lead}.{few}"
-    gap = gaps[simplest.name]
-    span = reach(gap.low, gap.high) if gap else NOTHING
-    untold = f"the interval of its difference to {simplest.name} ({span}) contains 0"
+    gap = _apart(best, simplest)
+    untold = f"the interval of its difference to {simplest.name} ({reach(gap.low, gap.high)}) contains 0"
     less = f"As long as that is so, {simplest.name} is the choice that needs less: {simplest.simple}.{few}"
     return best, simplest, f"Not settled: {best.name} has {leads}, but {untold}. {less}"
 
@@ -198,10 +203,15 @@ def _standings(
     return said + [_pair(one, other, measure) for one, other in combinations(candidates, 2)]
 
 
+def _apart(one: Candidate, other: Candidate) -> Interval:
+    """The interval of one − other, whose seeds are the same."""
+    found = paired(one.series, other.series)
+    assert found
+    return found
+
+
 def _pair(one: Candidate, other: Candidate, measure: Measure) -> str:
-    apart = paired(one.series, other.series)
-    if apart is None:
-        return f"{_capital(one.name)} and {other.name} have no seed in common, so nothing is said of their difference."
+    apart = _apart(one, other)
     if apart.half is None:
         ahead, behind = (one, other) if (apart.mean < 0) == measure.less else (other, one)
         common = "the only seed" if apart.n == 1 else f"the {apart.n} seeds"

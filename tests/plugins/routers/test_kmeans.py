@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aptp.core.errors import RequestError
 from aptp.core.router import PromptBatch, serve
-from aptp.plugins.routers._clusters import MOST, chosen, k_means
+from aptp.plugins.routers._clusters import MOST, k_means, some_of
 from aptp.plugins.routers.kmeans import KMeansRouter
 
 
@@ -73,9 +73,11 @@ def test_points_without_distances_are_told_and_do_not_end_the_program(value: flo
 
 
 def test_clusters_of_very_many_prompts_are_looked_for_among_a_choice() -> None:
-    assert chosen(100, 0).tolist() == list(range(100))
-    many = chosen(MOST + 1000, 0)
-    assert len(many) == len(many.unique()) == MOST
-    assert torch.equal(many, chosen(MOST + 1000, 0))
-    assert not torch.equal(many, chosen(MOST + 1000, 1))
-    assert (many >= MOST).any()
+    points = torch.arange(MOST + 1000.0)[:, None]
+    assert torch.equal(some_of(points[:MOST], 0), points[:MOST])
+    some = some_of(points, 0)
+    assert len(some) == len(some.unique()) == MOST
+    assert torch.equal(some, some.sort(0).values)
+    assert torch.equal(some, some_of(points, 0))
+    assert not torch.equal(some, some_of(points, 1))
+    assert (some >= MOST).any()

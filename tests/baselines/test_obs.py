@@ -70,6 +70,38 @@ def test_inputs_of_a_convolution_are_those_of_its_window() -> None:
     torch.testing.assert_close(_rows(layer, example) @ layer.weight.flatten(1).T, layer(example)[0].flatten(1).T)
 
 
+def test_problems_are_of_the_inputs_and_gradients_of_all_batches(asked: PrunerContext) -> None:
+    """Collected again with hooks of torch's own backward pass and its unfolding."""
+    batches, damping = 2, 0.01
+    problems = OBSPruner(OBSPruner.Options(batches=batches, damping=damping)).problems(asked)
+    convolution, linear = "down_blocks.0.resnets.0.conv2", "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
+    inputs: dict[str, list[torch.Tensor]] = {convolution: [], linear: []}
+    slopes: dict[str, list[torch.Tensor]] = {convolution: [], linear: []}
+    handles = []
+    for path in inputs:
+        layer = asked.module.get_submodule(path)
+        handles += [
+            layer.register_forward_pre_hook(lambda _, args, path=path: inputs[path].append(args[0].detach())),
+            layer.register_full_backward_hook(lambda _, __, given, path=path: slopes[path].append(given[0])),
+        ]
+    for loss in asked.calibration_loss(batches=batches):
+        loss.backward()
+    for handle in handles:
+        handle.remove()
+    unfolded = {
+        convolution: [nn.functional.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1) for x in inputs[convolution]],
+        linear: [x.flatten(0, -2) for x in inputs[linear]],
+    }
+    for path, parts in unfolded.items():
+        rows = torch.cat(parts).double()
+        hessian = rows.T @ rows
+        hessian += damping * hessian.diagonal().mean() * torch.eye(len(hessian))
+        torch.testing.assert_close(problems[path].hessian, hessian, rtol=1e-5, atol=1e-6)
+        assert len(slopes[path]) == batches
+        wanted = sum(float(slope.double().square().mean()) for slope in slopes[path])
+        assert problems[path].sensitivity == pytest.approx(wanted, rel=1e-4)
+
+
 def test_the_layers_err_less_than_after_plain_removal(asked: PrunerContext) -> None:
     pruner = OBSPruner(OBSPruner.Options(batches=3, damping=1e-6))
     pruned, problems = pruner.prune(asked), pruner.problems(asked)

@@ -9,7 +9,7 @@ import torch
 
 from aptp.baselines.magnitude import MagnitudePruner
 from aptp.baselines.uniform import UniformPruner
-from aptp.core.pruner import PrunerContext
+from aptp.core.pruner import TOLERANCE, PrunerContext
 
 
 def prune(context: PrunerContext, target: float, **options: str) -> torch.Tensor:
@@ -45,3 +45,10 @@ def test_blocks_go_when_nothing_else_is_left(asked: PrunerContext) -> None:
     sites = [place for site, place in zip(asked.space.sites, asked.space.slices, strict=True) if not site.is_block]
     assert 0 < (gates[~width] == 0).sum() < (~width).sum()
     assert sum(int(gates[place].sum() == 1) for place in sites) >= len(sites) - 1
+    sizes = MagnitudePruner(MagnitudePruner.Options()).scores(asked)
+    kept, gone = (sizes[~width][gates[~width] == value] for value in (1, 0))
+    assert gone.min() < kept.min(), "the least goes first"
+    for gate in ((sizes < gone.max()) & ~width & (gates == 1)).nonzero().flatten().tolist():
+        fewer = gates.clone()
+        fewer[gate] = 0
+        assert float(asked.cost_model.fraction(fewer)) < 0.3 * (1 - TOLERANCE), "it would have cost too much"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from aptp.core.anatomy import Part
 from aptp.core.architecture import SearchSpace
@@ -97,6 +98,26 @@ def test_a_unit_at_its_threshold(noise, probability):
     gates = made.sample(torch.zeros(20, space.num_gates), torch.Generator().manual_seed(0))
     assert gates.mean().item() == pytest.approx(probability, abs=0.01)
     assert (made.soft(torch.zeros(1, space.num_gates)) == 0.5).all()
+
+
+@pytest.mark.parametrize(("noise", "law"), [("logistic", stats.logistic), ("gumbel", stats.gumbel_r)])
+def test_noise_is_added_to_logits_and_falls_as_the_search_goes_on(noise, law):
+    logits = draw(4, rows=2000)[0].double()
+
+    def added(progress: float, **options) -> torch.Tensor:
+        made = relaxation(noise=noise, hard=False, temperature=8.0, **options)
+        sampled = made.sample(logits, torch.Generator().manual_seed(1), progress)
+        return 8.0 * (sampled.logit() - made.soft(logits).logit())
+
+    first = added(0.0)
+    width, order = first[:, SPACE.width_gates], SPACE.depth_order
+    assert stats.kstest(width.flatten(), law.cdf).pvalue > 0.01
+    shared = first[:, order[1:]]  # the outermost is at the clamp
+    torch.testing.assert_close(shared, shared[:, :1].expand_as(shared), msg="one draw for all blocks of a row")
+    assert stats.kstest(shared[:, 0], law.cdf).pvalue > 0.01
+    for progress in (0.25, 1.0):
+        torch.testing.assert_close(added(progress), (1 - progress) * first)
+        torch.testing.assert_close(added(progress, anneal=False), first)
 
 
 def test_width_follows_its_formula():

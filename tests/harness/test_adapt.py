@@ -28,6 +28,23 @@ def test_trains_denoiser_and_text_encoder_and_nothing_else(adapted: Workspace, b
     assert len(adapted.path("logs/adapt.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_captions_are_dropped(open_work, monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+    work = open_work(adapt={"steps": 1, "batch": 4, "rate": 1e-9}, recover={"caption_dropout": dropout})
+    work.pipeline = load_pipeline(work.config.model, work.device)
+    texts, example = [], work.noiser.example
+
+    def spy(noised, rows, text):
+        texts.append(text["encoder_hidden_states"])
+        return example(noised, rows, text)
+
+    monkeypatch.setattr(work.noiser, "example", spy)
+    nothing = work.denoiser.unconditional(work.pipeline, work.sample_size)["encoder_hidden_states"].detach()
+    adapt(work, list(work.dataset.samples("train"))[:8], "eight")
+    (text,) = texts
+    assert [torch.allclose(row, nothing[0], atol=1e-5) for row in text] == [bool(dropout)] * 4
+
+
 def test_goes_on_with_the_saved_pipeline(adapted: Workspace, base: Workspace) -> None:
     kept = pipeline_fingerprint(adapted.pipeline)
     assert kept != pipeline_fingerprint(base.pipeline)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
+from aptp.core.router import serve
 from aptp.core.slicing import SHARED, load_expert, save_expert, slice
 from aptp.harness.fresh import changed
 from aptp.harness.recover import make_experts, recover
 from aptp.harness.search import Found
+from aptp.harness.training import batch_index
 from aptp.harness.workspace import Workspace
 from aptp.plugins.routers.contrastive import ContrastiveRouter
 
@@ -196,6 +198,55 @@ def test_recovery_comes_nearer_to_the_teacher(open_work) -> None:
 
 SPLIT = {"experts": 2, "router": {"name": "random"}, "balancer": {"name": "none"}}
 """Settings under which both of two experts serve, trained or not."""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_jointly_each_picture_trains_its_own_expert(open_work, accumulate: int) -> None:
+    """Before its first step, what is trained answers as the slices do that will serve the pictures."""
+    work = open_work(**SPLIT, recover={"steps": 1, "batch": 8, "joint": 1.0, "accumulate": accumulate})
+    begun, answers, learn = found(work, 2), [], work.distiller.learn
+    slices = [slice(work.dense, work.space, architecture) for architecture in begun.architectures]
+    route = serve(work.scores(work.train), torch.zeros(2).double())
+    route = route[batch_index(len(route), 8, 0, work.config.seed, "recover", "joint")]
+    assert route.unique().tolist() == [0, 1]
+
+    def spy(student, examples, *given):
+        told = learn(student, examples, *given)
+        with torch.no_grad():
+            dense, first, second = (
+                torch.cat([work.denoiser.predict(m, e.diffused.noisy, e.timesteps, e.text) for e in examples])
+                for m in (work.dense, *slices)
+            )
+        error = torch.where(route.view(-1, 1, 1, 1) == 0, first, second) - dense
+        answers.append((float(told["distillation"]), float(error.square().mean())))
+        return told
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work.distiller, "learn", spy)
+        make_experts(work, begun)
+        recover(work, begun.architectures, torch.zeros(2).double())
+    ((told, wanted),) = answers
+    assert told == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+@pytest.mark.parametrize("joint", [0.0, 1.0])
+def test_captions_are_dropped(open_work, monkeypatch: pytest.MonkeyPatch, joint: float, dropout: float) -> None:
+    options = {"steps": 2, "batch": 4, "joint": joint, "caption_dropout": dropout}
+    work = open_work(**SPLIT, search={"start": None}, recover=options)
+    begun, texts, example = found(work, 2), [], work.noiser.example
+
+    def spy(noised, rows, text):
+        texts.append(text["encoder_hidden_states"])
+        return example(noised, rows, text)
+
+    monkeypatch.setattr(work.noiser, "example", spy)
+    make_experts(work, begun)
+    recover(work, begun.architectures, torch.zeros(2).double())
+    nothing = work.denoiser.unconditional(work.pipeline, work.sample_size)["encoder_hidden_states"]
+    assert len(texts) == 2
+    for text in texts:
+        assert [torch.equal(row, nothing[0].to(row)) for row in text] == [bool(dropout)] * 4
 
 
 def log_of(work: Workspace) -> list[dict]:

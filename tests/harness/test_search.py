@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 import torch
 
+from aptp.core.gates import gated
 from aptp.core.router import serve
 from aptp.harness import training
 from aptp.harness.search import search
@@ -30,6 +31,38 @@ def test_the_cost_of_the_steps_nears_the_target(open_work) -> None:
     assert sum(spent[-10:]) / 10 == pytest.approx(0.6, abs=0.06)
     assert answer.uncalibrated == pytest.approx(0.6, abs=0.1)
     assert answer.expected == pytest.approx(0.6, rel=0.01)
+
+
+def test_the_router_takes_the_gradient_of_the_whole_loss(open_work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one backward pass gives it that goes through denoiser and gates into the router at once."""
+    weights = {"denoising": 0.5, "distillation": 2.0, "blocks": 0.25}
+    options = {"steps": 1, "batch": 4, "accumulate": 2, "resource": 0.7, "spread": 0.3, "weights": weights}
+    work = open_work(search=options, router={"name": "contrastive", "warmup": 0.0}, distill={"block_scale": "none"})
+    caught: dict[str, torch.Tensor] = {}
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        caught.update({name: value.grad.clone() for name, value in work.router.named_parameters()})
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    search(work)
+
+    work.router.zero_grad()
+    index = training.batch_index(len(work.train), 4, 0, work.config.seed, "search")
+    generator = training.generator_for(work.config.seed, "search", 0)
+    example = work.noiser(work.train.latents_of(index, generator), work.train.text_states(index), generator)
+    routing = work.router(work.train.prompts(index), step=0, generator=generator, timesteps=example.timesteps)
+    taught = work.distiller.teach(example, work.config.search.weights)
+    with gated(work.dense, work.space, routing.gates):
+        terms = work.distiller.terms(work.dense, example, taught)
+    mean_cost = work.cost_model.fraction(routing.gates).mean()
+    costs = work.cost_model.fraction(work.router_context.relaxation.straight_through(work.router.codes()))
+    of_costs = 0.7 * (mean_cost / 0.7).log().abs() + 0.3 * (1 - costs.max() - costs.std(correction=0))
+    of_student = 0.5 * terms["denoising"] + 2.0 * terms["distillation"] + 0.25 * terms["blocks"]
+    (of_student + of_costs + sum(routing.losses.values())).backward()
+    assert caught.keys() == {"predictor.weight", "predictor.bias", "code_logits"}
+    for name, value in work.router.named_parameters():
+        assert value.grad.abs().max() > 1e-4, name
+        torch.testing.assert_close(caught[name], value.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_experts_are_the_thresholded_codes_as_they_are_served(open_work) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from aptp.config import TrainingOptions
+from aptp.config import TrainingOptions, Weights
 from aptp.harness.training import (
     batch_index,
     dropped,
@@ -20,6 +20,7 @@ from aptp.harness.training import (
     micro_batches,
     rate_factor,
     train,
+    weighted,
     with_dropout,
 )
 
@@ -118,6 +119,14 @@ def test_answers_are_guided_as_a_pipeline_guides_them() -> None:
     text, nothing = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     joined = guided(torch.cat([text, nothing]), 3.0) * math.hypot(3, 2)
     assert torch.allclose(joined, nothing + 3.0 * (text - nothing), atol=1e-5)
+
+
+@given(st.tuples(*[st.floats(0, 9)] * 3), st.tuples(*[st.floats(0, 9)] * 3))
+def test_each_term_has_its_own_weight(weights: tuple[float, ...], values: tuple[float, ...]) -> None:
+    names = ("denoising", "distillation", "blocks")
+    terms = dict(zip(names, map(torch.tensor, values), strict=True))
+    whole = weighted(terms, Weights(**dict(zip(names, weights, strict=True))))
+    assert float(whole) == pytest.approx(sum(w * v for w, v in zip(weights, values, strict=True)), rel=1e-5, abs=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:

@@ -9,12 +9,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from socket import socket
+from types import SimpleNamespace
 
 import httpx2
 import pytest
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 from typer.testing import CliRunner
 
 from aptp.cli import app
+from aptp.serving.limits import Limits
+from aptp.serving.service import Service
 
 GOOD = "correct-horse-battery"
 
@@ -61,6 +67,49 @@ def test_with_a_key_others_may_be_let_in(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(GOOD + "\n")
     answer = refusal(str(tmp_path), "--host", "0.0.0.0", "--port", "0", "--api-key-file", str(tmp_path / "key"))
     assert "is no run with a router" in answer
+
+
+def test_what_is_asked_for_is_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key, limits and margin, and an address that others reach has its key asked for."""
+    served: list[tuple[ASGIApp, Service]] = []
+    pipe = SimpleNamespace(
+        bundle=SimpleNamespace(folder=tmp_path, manifest=None, fractions=[0.5], budget=None),
+        dense=SimpleNamespace(config=SimpleNamespace(sample_size=8)),
+        base=SimpleNamespace(vae_scale_factor=8),
+        monitor=None,
+    )
+
+    class Server:
+        def __init__(self, app: ASGIApp, service: Service, say: object) -> None:
+            served.append((app, service))
+
+        def run(self, sockets: list[socket]) -> None:
+            for one in sockets:
+                one.close()
+
+    monkeypatch.setattr("aptp.pipeline.RoutedPipeline.from_pretrained", lambda *_, **__: pipe)
+    monkeypatch.setattr("aptp.serving.server.Server", Server)
+    flags = {
+        "batch": 3,
+        "wait": 0.25,
+        "queue": 7,
+        "timeout": 9.0,
+        "max_count": 2,
+        "max_steps": 40,
+        "max_prompt": 77,
+        "steps": 11,
+        "guidance": 4.5,
+    }
+    asked = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    asked += ["--host", "0.0.0.0", "--port", "0", "--fallback-margin", "0.125"]
+    done = CliRunner(env={"APTP_API_KEY": GOOD}).invoke(app, ["serve", str(tmp_path), *asked])
+    assert done.exit_code == 0, done.output
+    ((application, service),) = served
+    assert service.limits == Limits(**flags)
+    assert service.engine.fallback_margin == 0.125
+    with TestClient(application, "http://pictures.example") as client:
+        assert client.get("/v1/models").status_code == 401
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {GOOD}"}).status_code == 200
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

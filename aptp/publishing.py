@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aptp.api import denoiser_of
 from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
@@ -66,7 +67,8 @@ def write_expert(bundle: Bundle, index: int, folder: Path, form: str = "diffuser
 
             write_graph(expert, made, form)
         base, cost = _public(bundle.model), bundle.fractions[index]
-        card = expert_card(expert, index, form, base=base, component=bundle.component, cost=cost)
+        size = denoiser_of(expert).sample_size(expert)
+        card = expert_card(expert, index, form, size=size, base=base, component=bundle.component, cost=cost)
         write_text(made / "README.md", card)
 
 

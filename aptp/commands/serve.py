@@ -15,7 +15,7 @@ from aptp.commands.prompts import Margin
 from aptp.core.errors import RequestError
 from aptp.core.extras import check_extra
 from aptp.serving.access import KEY, bind, is_loopback, read_key
-from aptp.serving.limits import Limits
+from aptp.serving.limits import Dtype, Limits
 
 DEFAULT = Limits()
 
@@ -25,6 +25,11 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind; one that others reach needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="What pictures are drawn in.")] = "float32",
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="GB", help="Denoisers on the device at once, in 10⁹ bytes; all by default."),
+    ] = None,
     key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="FILE", help=f"Holds the API key; or set {KEY}.")
     ] = None,
@@ -74,6 +79,8 @@ def serve(
         if key is None and not is_loopback(bound):
             raise RequestError(f"--host {host} lets others in, so it needs an API key: set {KEY}, or --api-key-file.")
     with working("serving", debug):
+        import torch
+
         from aptp.monitor import Monitor
         from aptp.pipeline import RoutedPipeline
         from aptp.serving.app import LOOPBACK, create_app
@@ -82,7 +89,13 @@ def serve(
         from aptp.serving.service import Service
         from aptp.terminal import Terminal
 
-        pipe = RoutedPipeline.from_pretrained(run, device=device)
+        pipe = RoutedPipeline.from_pretrained(
+            run,
+            device=device,
+            dtype=getattr(torch, dtype),
+            lazy=memory_limit is not None,
+            memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
+        )
         if pipe.bundle.budget:
             pipe.monitor = Monitor.of(pipe.bundle)
         engine = LocalEngine(pipe, run.resolve().name if run.is_dir() else str(run), margin)

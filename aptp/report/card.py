@@ -82,11 +82,11 @@ def card(contents: Contents, record: Record | None) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
 
 
-def expert_card(expert: Any, index: int, form: str, *, base: str, component: str, cost: float) -> str:
-    """What one expert is, and how it is loaded."""
-    told = {"index": index, "form": form, "base": base, "component": component, "cost": percent(cost)}
+def expert_card(expert: Any, index: int, form: str, *, size: int, base: str, component: str, cost: float) -> str:
+    """What one expert is, of latents of so many pixels a side, and how it is loaded."""
+    told = {"index": index, "form": form, "size": size, "base": base, "component": component, "cost": percent(cost)}
     template = environment(html=False).get_template("expert.md")
-    return template.render(family=type(expert).__name__, size=expert.config.sample_size, **told) + "\n"
+    return template.render(family=type(expert).__name__, **told) + "\n"
 
 
 def _measured(record: Record | None) -> str:

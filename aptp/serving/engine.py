@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from aptp.api import denoiser_of
 from aptp.bundle import CALIBRATION, Bundle
 from aptp.core.errors import RequestError
 from aptp.core.manifest import Manifest, may_travel, sha256
@@ -94,7 +95,7 @@ class LocalEngine(Engine):
     def __init__(self, pipe: RoutedPipeline, name: str, fallback_margin: float = 0.0) -> None:
         self.pipe, self.name, self.fallback_margin = pipe, name, fallback_margin
         self.revision, self.costs = revision_of(pipe.bundle), pipe.bundle.fractions
-        side = pipe.dense.config.sample_size * pipe.base.vae_scale_factor
+        side = denoiser_of(pipe.dense).sample_size(pipe.dense) * pipe.base.vae_scale_factor
         self.size = f"{side}x{side}"
         self._router = ThreadPoolExecutor(1, "aptp-route")
         self._hand = ThreadPoolExecutor(1, "aptp-draw")

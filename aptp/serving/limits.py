@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""What pictures are drawn in, by torch's names."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import torch
 from pydantic import Field
 from ray import serve
 from ray.exceptions import RayTaskError
@@ -25,7 +27,7 @@ from aptp.routing import Route, read, route
 from aptp.serving.access import read_key
 from aptp.serving.app import create_app
 from aptp.serving.engine import Engine, LocalEngine, Manner, Painting, Sketch, revision_of
-from aptp.serving.limits import Limits
+from aptp.serving.limits import Dtype, Limits
 from aptp.serving.service import Service
 
 DEFAULT = Limits()
@@ -42,14 +44,15 @@ class Settings(Options):
     wait: float = Field(DEFAULT.wait, ge=0, description="seconds that a picture waits, at most, for others")
     queue: int = Field(DEFAULT.queue, ge=DEFAULT.max_count, description="pictures taken and not yet answered")
     timeout: float = Field(DEFAULT.timeout, gt=0, description="seconds from a request to its answer")
+    dtype: Dtype = Field("float32", description="what pictures are drawn in")
     fallback_margin: float = Field(0, ge=0, description="prompts whose lead is under it go to the dense model")
 
 
 class Hand:
     """A replica of one expert. It holds the dense model, too: a pipeline has it."""
 
-    def __init__(self, run: str, expert: int) -> None:
-        self.engine = LocalEngine(RoutedPipeline.from_pretrained(run), run)
+    def __init__(self, run: str, expert: int, dtype: Dtype) -> None:
+        self.engine = LocalEngine(RoutedPipeline.from_pretrained(run, dtype=getattr(torch, dtype)), run)
         self.engine.pipe.expert(expert)  # before the first request
 
     async def draw(self, manner: Manner, sketches: Sequence[Sketch]) -> list[Painting]:
@@ -98,10 +101,11 @@ class Distributed(Engine):
 class Front:
     """Takes requests on, routes them, and makes batches. There is one: it knows all that wait."""
 
-    async def __init__(self, settings: Settings, hands: Sequence[DeploymentHandle]) -> None:  # type: ignore[misc]
-        folder = find_bundle(settings.run)
-        bundle, size = load_finished(folder, default_host()), await hands[0].size.remote()
-        engine = Distributed(bundle, folder.resolve().name, size, hands, settings)
+    async def __init__(  # type: ignore[misc]
+        self, settings: Settings, name: str, hands: Sequence[DeploymentHandle]
+    ) -> None:
+        bundle, size = load_finished(find_bundle(settings.run), default_host()), await hands[0].size.remote()
+        engine = Distributed(bundle, name, size, hands, settings)
         limits = Limits(batch=settings.batch, wait=settings.wait, queue=settings.queue, timeout=settings.timeout)
         self.service = Service(engine, limits)
 
@@ -114,13 +118,19 @@ def application(settings: Settings) -> Application:
 
     An API key is read from `APTP_API_KEY` on the node of the front; without one, requests must name `localhost`.
     """
-    bundle = load_finished(find_bundle(settings.run), default_host())
+    folder, name = find_bundle(settings.run), settings.run
+    if Path(name).expanduser().is_dir():
+        name = folder.resolve().name
+    else:  # a replica that starts later must not get what the hub has by then: the folder is named by its commit
+        settings = settings.model_copy(update={"run": f"{name.split('@')[0]}@{folder.name}"})
+    bundle = load_finished(folder, default_host())
     options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
     hand = serve.deployment(Hand, num_replicas=settings.replicas, max_ongoing_requests=1, ray_actor_options=options)
     hands = [
-        hand.options(name=f"expert-{index:02d}").bind(settings.run, index) for index in range(len(bundle.fractions))
+        hand.options(name=f"expert-{index:02d}").bind(settings.run, index, settings.dtype)
+        for index in range(len(bundle.fractions))
     ]
     front = serve.deployment(
         Front, max_ongoing_requests=settings.queue + 100, ray_actor_options={"num_cpus": settings.cpus}
     )
-    return front.options(name="front").bind(settings, hands)
+    return front.options(name="front").bind(settings, name, hands)

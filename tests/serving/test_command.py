@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import httpx2
 import pytest
+import torch
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 from typer.testing import CliRunner
@@ -46,6 +47,8 @@ def refusal(*arguments: str, env: dict[str, str] | None = None) -> str:
         (["--wait", "nan"], "'--wait'"),
         (["--fallback-margin", "nan"], "'--fallback-margin'"),
         (["--api-key-file", "nowhere"], "--api-key-file 'nowhere' cannot be read"),
+        (["--dtype", "int8"], "'--dtype'"),
+        (["--memory-limit", "-1"], "'--memory-limit'"),
         (["--port", "0"], "is no run with a router"),
     ],
 )
@@ -74,7 +77,7 @@ def test_what_is_asked_for_is_what_is_served(tmp_path: Path, monkeypatch: pytest
     served: list[tuple[ASGIApp, Service]] = []
     pipe = SimpleNamespace(
         bundle=SimpleNamespace(folder=tmp_path, manifest=None, fractions=[0.5], budget=None),
-        dense=SimpleNamespace(config=SimpleNamespace(sample_size=8)),
+        dense=None,
         base=SimpleNamespace(vae_scale_factor=8),
         monitor=None,
     )
@@ -87,7 +90,11 @@ def test_what_is_asked_for_is_what_is_served(tmp_path: Path, monkeypatch: pytest
             for one in sockets:
                 one.close()
 
-    monkeypatch.setattr("aptp.pipeline.RoutedPipeline.from_pretrained", lambda *_, **__: pipe)
+    loaded: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        "aptp.pipeline.RoutedPipeline.from_pretrained", lambda run, **settings: (loaded.append(settings), pipe)[1]
+    )
+    monkeypatch.setattr("aptp.serving.engine.denoiser_of", lambda model: SimpleNamespace(sample_size=lambda model: 8))
     monkeypatch.setattr("aptp.serving.server.Server", Server)
     flags = {
         "batch": 3,
@@ -102,9 +109,11 @@ def test_what_is_asked_for_is_what_is_served(tmp_path: Path, monkeypatch: pytest
     }
     asked = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     asked += ["--host", "0.0.0.0", "--port", "0", "--fallback-margin", "0.125"]
+    asked += ["--dtype", "bfloat16", "--memory-limit", "1.5", "--device", "cpu"]
     done = CliRunner(env={"APTP_API_KEY": GOOD}).invoke(app, ["serve", str(tmp_path), *asked])
     assert done.exit_code == 0, done.output
     ((application, service),) = served
+    assert loaded == [{"device": "cpu", "dtype": torch.bfloat16, "lazy": True, "memory_limit": 1_500_000_000}]
     assert service.limits == Limits(**flags)
     assert service.engine.fallback_margin == 0.125
     with TestClient(application, "http://pictures.example") as client:
@@ -135,13 +144,13 @@ import os, sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 
-import aptp.cli, aptp.pipeline, aptp.serving.server
+import aptp.cli, aptp.pipeline, aptp.serving.engine, aptp.serving.server
 from aptp.routing import Route
 
 
 class Stuck:
     bundle = SimpleNamespace(folder=Path(sys.argv[2]), manifest=None, fractions=[0.5], budget=None)
-    dense = SimpleNamespace(config=SimpleNamespace(sample_size=8))
+    dense = None
     base = SimpleNamespace(vae_scale_factor=8)
     monitor = None
 
@@ -156,6 +165,7 @@ class Stuck:
 
 
 aptp.pipeline.RoutedPipeline.from_pretrained = lambda *_, **__: Stuck()
+aptp.serving.engine.denoiser_of = lambda model: SimpleNamespace(sample_size=lambda model: 8)
 aptp.serving.server.FLUSHING = float(os.environ["FLUSHING"])
 aptp.cli.main()
 """

@@ -83,6 +83,20 @@ def test_what_a_replica_refuses_is_refused_in_its_own_words() -> None:
             asyncio.run(front.draw(Manner(expert, 1, None, False), []))
 
 
+def test_replicas_have_the_commit_that_the_hub_had(finished, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aptp.serving.replicas import Settings, application
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / commit).symlink_to(finished.out)
+    monkeypatch.setattr("aptp.serving.replicas.find_bundle", lambda name: tmp_path / "snapshots" / commit)
+    front = application(Settings(run="someone/bundle@main", dtype="bfloat16"))._bound_deployment
+    settings, name, hands = front.init_args
+    assert (settings.run, name) == (f"someone/bundle@{commit}", "someone/bundle@main")
+    told = [hand._bound_deployment.init_args for hand in hands]
+    assert told == [(settings.run, index, "bfloat16") for index in range(3)]
+
+
 def test_it_is_the_same_application(url: str) -> None:
     assert httpx2.get(f"{url}/health/ready").json() == {"ready": True}
     assert "<title>aptp</title>" in httpx2.get(url).text

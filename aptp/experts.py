@@ -42,7 +42,11 @@ class Experts:
                 model = self._read(index, self.dtype)
             self._make_room(size_of(model))
             self._loaded[index] = model
-            return nn.Module.to(model, self.device)
+            try:
+                return nn.Module.to(model, self.device)
+            except Exception:  # out of memory: the half of it that came through would stay
+                nn.Module.to(model, "cpu")
+                raise
 
     @contextmanager
     def held(self, index: int) -> Iterator[nn.Module]:

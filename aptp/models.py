@@ -92,6 +92,12 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     return pipeline.to(device)
 
 
+def anywhere(name: str) -> str:
+    """A name that means the same from any folder: that of one is made absolute."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if name not in EMBEDDED and folder.is_dir() else name
+
+
 def model_folder(name: str) -> Path:
     """The folder of a model, fetched from the hub if need be. Raises `RequestError` if it cannot be had."""
     source = find_model(name)
@@ -223,6 +229,18 @@ def _variant(folder: Path) -> str | None:
         if names and all(re.search(rf"\.{VARIANT}[.-]", name) for name in names):  # `-` before the number of a shard
             return VARIANT
     return None
+
+
+def keep_in_float32(pipeline: DiffusionPipeline) -> None:
+    """Have in float32 what a text encoder in float16 names as too large for it, and loads so: T5's feed-forwards."""
+    import torch
+    from transformers import PreTrainedModel
+
+    for part in pipeline.components.values():
+        if isinstance(part, PreTrainedModel) and part.dtype == torch.float16:
+            for path, module in part.named_modules():
+                if set(part._keep_in_fp32_modules or ()).intersection(path.split(".")):
+                    module.float()
 
 
 def fingerprint(*modules: torch.nn.Module) -> str:

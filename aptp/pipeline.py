@@ -21,7 +21,7 @@ from aptp.core.progress import Advance
 from aptp.experts import Experts
 from aptp.explain import Explanation, explain
 from aptp.host import Host, default_host
-from aptp.models import quietly
+from aptp.models import keep_in_float32, quietly
 from aptp.monitor import Monitor
 from aptp.publishing import find_bundle, push_bundle, write_bundle
 from aptp.request import KINDS, Pictures, check_count, check_options, generators_of, pictures_of, repeated, whole
@@ -78,10 +78,12 @@ class RoutedPipeline:
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the pipeline to a device, cast it to a type, or both; arguments are those of `DiffusionPipeline.to`.
 
-        Routing moves, but is not cast, so that prompts keep their experts.
+        Routing moves, but is not cast, so that prompts keep their experts. In float16 a text encoder keeps in float32
+        what transformers does not load in it either.
         """
         with self._drawing, self._routing, quietly():
             self.base.to(*args, **kwargs)
+            keep_in_float32(self.base)
             self._experts.to(self.base.device, self.dense.dtype)
             self.bundle.encoder.to(self.device)
         return self
@@ -272,7 +274,8 @@ class RoutedPipeline:
     def _at_work(self, expert: int) -> Iterator[None]:
         """The base pipeline with an expert as its denoiser, for one thread; what it refuses is a `RequestError`."""
         with self._drawing, self._experts.held(expert) as denoiser:
-            before = getattr(self.base, self.bundle.component)
+            before, vae = getattr(self.base, self.bundle.component), self.base.vae
+            decoding = vae.dtype  # which a pipeline that decodes in float32 leaves behind where it runs out of memory
             setattr(self.base, self.bundle.component, denoiser)
             try:
                 yield
@@ -282,6 +285,8 @@ class RoutedPipeline:
                 raise
             finally:
                 setattr(self.base, self.bundle.component, before)
+                if vae.dtype != decoding:
+                    vae.to(decoding)
 
     def _check_experts(self, experts: Sequence[int]) -> None:
         there = len(self.bundle.fractions)

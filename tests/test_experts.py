@@ -168,3 +168,23 @@ def test_experts_follow_type_and_device(open_experts) -> None:
     experts.to(torch.device("cpu"), torch.bfloat16)
     assert experts[0] is early
     assert {experts[index].dtype for index in (0, 1)} == {torch.bfloat16}
+
+
+def test_an_expert_that_does_not_fit_is_off_the_device_again(open_experts, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts, moves, move = open_experts(Denoiser()), [], nn.Module.to
+
+    def to(model: nn.Module, device: object) -> nn.Module:
+        if isinstance(device, torch.dtype):
+            return move(model, device)
+        moves.append(str(device))
+        if len(moves) == 1:
+            raise torch.OutOfMemoryError("half of it came through")
+        return move(model, device)
+
+    experts.device = torch.device("meta")
+    monkeypatch.setattr(nn.Module, "to", to)
+    with pytest.raises(torch.OutOfMemoryError, match="half of it"):
+        experts[0]
+    assert moves == ["meta", "cpu"]
+    assert not experts.is_ready(0)
+    assert experts[0].device.type == "meta", "it is tried again"

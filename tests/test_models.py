@@ -13,14 +13,17 @@ import pytest
 import torch
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
 
 from aptp.core.errors import RequestError
 from aptp.harness import plan
 from aptp.host import default_host
 from aptp.models import (
+    anywhere,
     device_of,
     find_model,
     fingerprint,
+    keep_in_float32,
     load_pipeline,
     pipeline_files,
     pipeline_fingerprint,
@@ -43,6 +46,30 @@ def without(component: str | None, folder: Path) -> None:
 
 def truncated(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def test_t5_keeps_its_feed_forwards_out_of_float16() -> None:
+    config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    encoder, other = T5EncoderModel(config).half(), T5EncoderModel(config).bfloat16()
+    keep_in_float32(
+        SimpleNamespace(components={"text_encoder": encoder, "text_encoder_2": other, "safety_checker": None})
+    )
+    kept = {name for name, value in encoder.named_parameters() if value.dtype == torch.float32}
+    assert kept == {f"encoder.block.{block}.layer.1.DenseReluDense.wo.weight" for block in range(2)}
+    assert encoder.dtype == torch.float16
+    assert encoder(torch.tensor([[1, 2]])).last_hidden_state.isfinite().all()
+    assert {value.dtype for value in other.parameters()} == {torch.bfloat16}
+
+
+def test_folders_are_named_so_that_they_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "someone/model").mkdir(parents=True)
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("someone/model", "./someone/model", str(tmp_path / "someone/model")):
+        assert anywhere(name) == str(tmp_path / "someone/model")
+    assert [anywhere(name) for name in ("tiny", "someone/other@v1")] == ["tiny", "someone/other@v1"]
 
 
 def test_loads_frozen_in_float32(sd_folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from torch import nn
 
 import aptp
 from aptp.bundle import Bundle
@@ -395,6 +396,21 @@ def test_half_precision_draws_nearly_the_same_and_routes_the_same(
     expected, images = pipe(**asked).images, half(**asked).images
     assert 0 < np.abs(images - expected).max() < 0.1
     assert half.to(torch.float32).dtype == half.expert(0).dtype == half.expert(1).dtype == torch.float32
+
+
+def test_a_vae_that_ran_out_of_memory_in_float32_is_what_it_was(finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = aptp.load(finished.out, device="cpu", dtype=torch.bfloat16)
+
+    def decode(vae: nn.Module, *_: object, **__: object) -> None:
+        vae.to(torch.float32)
+        raise torch.OutOfMemoryError("too many pictures")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(half.base.vae), "decode", decode)
+        with pytest.raises(torch.OutOfMemoryError):
+            half("a red star", num_inference_steps=1)
+    assert half.base.vae.dtype == torch.bfloat16
+    assert len(half("a red star", num_inference_steps=1).images) == 1
 
 
 def test_experts_are_read_when_needed_or_all_at_once(finished, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
@@ -453,13 +454,17 @@ def _tree(path: str, value: Any) -> dict[str, Any]:
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
     """`over` into `base`, key by key.
 
-    Options of a strategy join the name given before, or the default's; a new name, and a strategy as text, drop the
-    options given before.
+    Options of a strategy join the name given before, or the default's; a new name, and a text with an argument, drop
+    the options given before.
     """
     for key, value in over.items():
         old = base.get(key)
         kind = RunConfig.model_fields.get(key)
-        if isinstance(value, dict) and kind is not None and kind.annotation in (Choice, BudgetChoice, Choice | None):
+        if kind is not None and kind.annotation not in (Choice, BudgetChoice, Choice | None):
+            kind = None
+        if kind and isinstance(value, str) and re.fullmatch(r"[a-z][\w-]*", value):
+            value = {"name": value}
+        if kind and isinstance(value, dict):
             default = kind.default.name if old is None and kind.default else None
             old = kind_dict(kind.annotation, old) if old is not None else ({"name": default} if default else {})
             base[key] = dict(value) if "name" in value and value["name"] != old.get("name") else {**old, **value}

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aptp.config import RunConfig, load_config, presets
+from aptp.config import RunConfig, layered, load_config, presets
 from aptp.core.errors import RequestError
 from aptp.host import Host
 
@@ -91,6 +91,16 @@ def test_options_join_the_default_strategy_and_a_new_one_drops_them(host: Host) 
     assert load_config(flags={"pruner": "magnitude"}, assignments=["pruner.norm=l2"]).resolved(host).pruner.options == {
         "norm": "l2"
     }
+
+
+def test_a_name_again_keeps_the_options_given_before(host: Host) -> None:
+    def epsilon(*layers: dict[str, object]) -> object:
+        return layered(None, layers).resolved(host).balancer.options.get("epsilon")
+
+    assert epsilon({"balancer.epsilon": 0.5}, {"balancer": "sinkhorn"}) == 0.5
+    assert epsilon({"balancer.epsilon": 0.5, "balancer": "sinkhorn"}) == 0.5
+    assert epsilon({"balancer": "sinkhorn:0.5"}, {"balancer": "sinkhorn:0.25"}) == 0.25
+    assert epsilon({"balancer.epsilon": 0.5}, {"balancer": "none"}) is None
 
 
 def test_an_argument_is_the_first_option(host: Host) -> None:

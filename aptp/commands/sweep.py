@@ -76,7 +76,8 @@ def sweep(
         from aptp.sweep.grid import cells, check_folders
         from aptp.sweep.table import Table
 
-        found = cells(_asked(file, given, preset, config, assignments or []), default_host())
+        asked = _asked(file, given, preset, config)
+        found = cells(asked, default_host(), _shared(asked, assignments or []))
         check_folders(found, folder)
         if results is not None and results.exists() and not results.is_dir():
             raise RequestError(f"--results {str(results)!r} is a file; name a folder.")
@@ -95,36 +96,39 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _asked(
-    file: Path | None, axes: dict[str, str], preset: str | None, config: Path | None, assignments: list[str]
-) -> Sweep:
-    """The sweep of a file, or of flags, with what `--set` says about all of its runs."""
-    from aptp.config import assignment, read_yaml, scalar
+def _asked(file: Path | None, axes: dict[str, str], preset: str | None, config: Path | None) -> Sweep:
+    """The sweep of a file, or of flags."""
+    from aptp.config import read_yaml, scalar
     from aptp.sweep.grid import Sweep
 
     if file:
         flags = [*axes, *(name for name, value in (("preset", preset), ("config", config)) if value is not None)]
         if flags:
             raise RequestError(f"the sweep {str(file)!r} says what its runs are; drop --{flags[0]}, or the file.")
-        asked = Sweep.load(file)
-    else:
-        for name in ("router", "balancer", "experts"):
-            if "pruner" in axes and name in axes:
-                raise RequestError(f"--pruner makes one expert for all prompts; drop it, or --{name} {axes[name]}.")
-        if empty := [name for name, text in axes.items() if not all(part.strip() for part in text.split(","))]:
-            raise RequestError(f"--{empty[0]} {axes[empty[0]]!r} has an empty value; write it like A,B.")
-        grid = {name: [scalar(part.strip()) for part in text.split(",")] for name, text in axes.items()}
-        asked = Sweep(preset=preset, base=read_yaml(config, "configuration") if config else {}, grid=grid)
-    base = dict(asked.base)
+        return Sweep.load(file)
+    for name in ("router", "balancer", "experts"):
+        if "pruner" in axes and name in axes:
+            raise RequestError(f"--pruner makes one expert for all prompts; drop it, or --{name} {axes[name]}.")
+    if empty := [name for name, text in axes.items() if not all(part.strip() for part in text.split(","))]:
+        raise RequestError(f"--{empty[0]} {axes[empty[0]]!r} has an empty value; write it like A,B.")
+    grid = {name: [scalar(part.strip()) for part in text.split(",")] for name, text in axes.items()}
+    return Sweep(preset=preset, base=read_yaml(config, "configuration") if config else {}, grid=grid)
+
+
+def _shared(asked: Sweep, assignments: list[str]) -> dict[str, Any]:
+    """What `--set` says about all runs. Raises `RequestError` where they differ in that, or in an option of it."""
+    from aptp.config import assignment
+
     parts = [asked.grid, *(run.set for run in asked.runs), *(run.grid for run in asked.runs)]
     varied = {key for part in parts for key in part}
+    shared: dict[str, Any] = {}
     for text in assignments:
-        for key, value in assignment(text).items():
-            if key in varied:
-                raise RequestError(f"--set {text} sets what the sweep varies; drop it, or {key!r} from the sweep.")
-            base.pop(key, None)
-            base[key] = value
-    return asked.model_copy(update={"base": base})
+        ((key, value),) = assignment(text).items()
+        if both := sorted(other for other in varied if f"{other}.".startswith(f"{key}.")):
+            raise RequestError(f"--set {text} sets what the sweep varies; drop it, or {both[0]!r} from the sweep.")
+        shared.pop(key, None)
+        shared[key] = value
+    return shared
 
 
 @contextmanager

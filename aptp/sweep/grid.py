@@ -70,8 +70,11 @@ class Cell:
     config: RunConfig
 
 
-def cells(sweep: Sweep, host: Host) -> list[Cell]:
+def cells(sweep: Sweep, host: Host, last: Mapping[str, Any] | None = None) -> list[Cell]:
     """Every run of a sweep, in the order in which they are started.
+
+    Args:
+        last: what all runs say after their differences, such as an option of the strategies that the grid varies.
 
     Raises:
         RequestError: in one sentence, for the first thing that is wrong: an unknown name, a bad value, an axis without
@@ -83,7 +86,7 @@ def cells(sweep: Sweep, host: Host) -> list[Cell]:
     names: set[str] = set()
     configs: dict[str, str] = {}
     for name, differences in _combinations(sweep):
-        config = layered(sweep.preset, [sweep.base, differences]).resolved(host).settled()
+        config = layered(sweep.preset, [sweep.base, differences, last or {}]).resolved(host).settled()
         find_model(config.model)
         if len(name) > NAME_LENGTH:
             raise RequestError(f"the run {name[:50] + '…'!r} has a name of {len(name)} characters; name it under runs.")

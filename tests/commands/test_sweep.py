@@ -146,6 +146,9 @@ def test_a_dry_run_lists_the_runs(conductor: Conductor) -> None:
         (["s.yaml", "--set", "seed=1"], "--set seed=1 sets what the sweep varies"),
         (["s.yaml", "--set", "experts=1"], "--set experts=1 sets what the sweep varies"),
         (["s.yaml", "--set", "experts"], "key.path=value"),
+        (["--balancer", "sinkhorn,none", "--set", "balancer.epsilon=0.1"], "'epsilon'"),
+        (["--balancer", "sinkhorn", "--set", "balancer=none"], "--set balancer=none sets what the sweep varies"),
+        (["--set", "balancer=none", "v.yaml"], "--set balancer=none sets what the sweep varies"),
         (["--seed", "0,,1"], "--seed '0,,1' has an empty value"),
         (["--seed", "0,1,0"], "0 more than once for 'seed'"),
         (["--router", "kmeans", "--pruner", "random"], "drop it, or --router kmeans"),
@@ -158,6 +161,7 @@ def test_bad_requests_are_refused_before_the_first_run(
     arguments: list[str], named: str, conductor: Conductor, refusal
 ) -> None:
     Path("s.yaml").write_text("grid: {seed: [0]}\nruns: [{name: a, set: {experts: 2}}]\n")
+    Path("v.yaml").write_text("grid: {balancer.epsilon: [0.1, 0.2]}\n")
     assert named in refusal(invoke(*arguments))
     assert conductor.cells is None
     assert not Path("runs").exists()

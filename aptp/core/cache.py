@@ -14,10 +14,11 @@ import json
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,8 @@ class Encoded(NamedTuple):
 
     rows: dict[str, Tensor]
     broken: dict[int, str]
+    barred: Mapping[int, str] = MappingProxyType({})
+    """Of those that may have one another time: that is not remembered."""
 
 
 def key_of(*parts: object) -> bytes:
@@ -72,6 +75,7 @@ class Table:
     """What that is called, e.g. `"encoding training pictures"`."""
     progress: Progress
     _mended: set[Path] = field(default_factory=set)
+    _barred: dict[bytes, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._find()
@@ -136,12 +140,14 @@ class Table:
                 chunk = places[start : start + self.chunk]
                 encoded = self.encode(chunk)
                 broken |= {self.keys[place].hex(): why for place, why in encoded.broken.items()}
-                if good := [self.keys[place] for place in chunk if place not in encoded.broken]:
+                self._barred |= {self.keys[place]: why for place, why in encoded.barred.items()}
+                none = encoded.broken.keys() | encoded.barred.keys()
+                if good := [self.keys[place] for place in chunk if place not in none]:
                     keys = torch.frombuffer(bytearray(b"".join(good)), dtype=torch.uint8).view(-1, 16)
                     parts.append({KEY: keys, **{name: rows.float().cpu() for name, rows in encoded.rows.items()}})
                 size = sum(rows.nbytes for part in parts for rows in part.values())
                 last = start + self.chunk >= len(places)
-                if last or size >= SHARD_BYTES or time.monotonic() - written >= SHARD_SECONDS:
+                if (parts or broken) and (last or size >= SHARD_BYTES or time.monotonic() - written >= SHARD_SECONDS):
                     _write(self.folder, parts, broken)
                     parts, broken, written = [], {}, time.monotonic()
                 advance(len(chunk))
@@ -160,7 +166,7 @@ class Table:
         found = np.append(stored, b"")[place] == wanted
         self._shard = np.where(found, np.append(shard, -1)[place], -1)
         self._row = np.where(found, np.append(row, -1)[place], -1)
-        why = {key: reason for shard in self._shards for key, reason in shard.broken.items()}
+        why = self._barred | {key: reason for shard in self._shards for key, reason in shard.broken.items()}
         self.broken = {i: why[key] for i, key in enumerate(self.keys) if key in why and self._shard[i] < 0}
 
     def _read(self, index: np.ndarray) -> dict[str, Tensor]:

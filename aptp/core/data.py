@@ -26,7 +26,11 @@ class Sample:
     id: str
     caption: str
     open: Callable[[], Image.Image]
-    """Decode the picture as RGB; raises `OSError` for a picture that cannot be read."""
+    """Decode the picture as RGB; raises `OSError` for a picture that cannot be read.
+
+    One with an `errno` is no fault of the picture, which is left out of this run alone if it may not be read
+    (`PermissionError`); any other stops the run.
+    """
     kind: str | None = None
     picture: str | None = None
     """The name of the picture where several samples show it, so that it is encoded once; `id` if not given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,14 +14,17 @@ def decode(source: str | Path | BinaryIO) -> Image.Image:
 
     Raises:
         OSError: for what cannot be decoded, for whatever reason: broken, cut short, unknown, too large (over 179
-            million pixels, where Pillow suspects a decompression bomb).
+            million pixels, where Pillow suspects a decompression bomb). It has an `errno` where the system could not
+            read the file, and none where that is the picture's fault.
     """
     try:
         with Image.open(source) as file:
             return upright_rgb(file)
-    except OSError:
+    except MemoryError:
         raise
     except Exception as error:  # a broken file may break its decoder anywhere
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is to have looked before the beginning
+            raise
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from aptp.core.cache import Encoded, Table, key_of
 from aptp.core.data import Sample
 from aptp.core.denoiser import Denoiser
 from aptp.core.encoder import PromptEncoder
-from aptp.core.errors import RequestError
+from aptp.core.errors import RequestError, gist
 from aptp.core.pictures import upright_rgb
 from aptp.core.progress import Progress
 from aptp.core.router import PromptBatch
@@ -34,8 +33,6 @@ CHUNK = 64
 """Captions that are encoded at once; of pictures at most."""
 CHUNK_PIXELS = 2**20
 """Of pictures that are encoded at once."""
-PASSING = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors of the system that say nothing of the picture that was being read."""
 LONGEST_CAPTION = 2000
 """Characters; what is longer is cut before it is encoded (encoders read far less)."""
 
@@ -236,20 +233,21 @@ class Preparer:
         scale = [vae.config.get(name) for name in ("scaling_factor", "shift_factor")]
 
         def encode(places: list[int]) -> Encoded:
-            pictures, broken = [], {}
+            pictures, broken, barred = [], {}, {}
             for place in places:
                 try:
                     picture = fit(samples[place], size)
                     pictures.append(ImageOps.mirror(picture) if mirrored else picture)
+                except PermissionError as error:
+                    barred[place] = str(error)
                 except OSError as error:
                     broken[place] = str(error)
             if not pictures:
-                return Encoded({}, broken)
+                return Encoded({}, broken, barred)
             pixels = self.pipeline.image_processor.preprocess(pictures).to(vae.device, vae.dtype)
             shift = getattr(vae.config, "shift_factor", None) or 0.0
-            return Encoded(
-                {"latents": (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor}, broken
-            )
+            latents = (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor
+            return Encoded({"latents": latents}, broken, barred)
 
         return self._table(
             ("latents", self._vae_fingerprint, scale, self.latent_size),
@@ -318,14 +316,17 @@ def fit(sample: Sample, size: int):
 
     Raises:
         OSError: if it does not open.
-        RuntimeError: if that is no fault of the picture: its disk is gone, or too many files are open.
+        PermissionError: if it may not be read.
+        RuntimeError: if it cannot be read for another reason that is no fault of the picture: it is gone, or its disk
+            is, too many files are open, the memory is full.
     """
     try:
         return ImageOps.fit(upright_rgb(sample.open()), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        number = getattr(error, "errno", None)
-        if number in PASSING or (number == errno.ENOENT and sample.content):  # it was there when the set was listed
-            raise RuntimeError(f"{sample.picture_id} cannot be read now: {error}") from error
+    except PermissionError as error:
+        raise PermissionError(f"{sample.picture_id} may not be read: {error}") from error
+    except (OSError, MemoryError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise RuntimeError(f"{sample.picture_id} cannot be read now: {gist(error)}") from error
         raise OSError(f"{sample.picture_id} does not open as a picture: {error}") from error
 
 

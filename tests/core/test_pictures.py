@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +99,23 @@ def test_a_file_that_is_cut_anywhere_raises_os_error_or_opens(kind: str):
             continue
     with pytest.raises(OSError, match=r".+"):
         decode(io.BytesIO(whole[: len(whole) // 2]))
+
+
+def test_an_errno_is_the_system_s_fault_and_no_errno_the_picture_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FileNotFoundError) as gone:
+        decode(tmp_path / "gone.png")
+    assert gone.value.errno == errno.ENOENT
+    monkeypatch.setattr(Image, "open", lambda file: file.seek(-1))  # as broken JPEG 2000 has it do
+    (tmp_path / "broken.jp2").write_bytes(b"broken")
+    with (tmp_path / "broken.jp2").open("rb") as file, pytest.raises(OSError, match="Invalid argument") as broken:
+        decode(file)
+    assert broken.value.errno is None
+
+
+def test_a_full_memory_is_no_broken_picture(monkeypatch: pytest.MonkeyPatch):
+    def full(source: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(MemoryError):
+        decode(io.BytesIO())

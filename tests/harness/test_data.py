@@ -164,13 +164,30 @@ def test_what_is_damaged_is_made_anew(make: Callable[[], Preparer], kind: str) -
         assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOENT])
-def test_a_disk_that_is_gone_leaves_no_picture_out(make: Callable[[], Preparer], number: int) -> None:
-    good = replace(picture("a", "x", []), content="of a")
-    gone = replace(broken("a", OSError(number, "not now")), content="of a")
+@pytest.mark.parametrize("content", ["of a", None])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "not now"), OSError(errno.ENOENT, "not now"), MemoryError("not now")]
+)
+def test_a_disk_that_is_gone_leaves_no_picture_out(
+    make: Callable[[], Preparer], error: Exception, content: str | None
+) -> None:
+    good = replace(picture("a", "x", []), content=content)
+    gone = replace(broken("a", error), content=content)
     with pytest.raises(RuntimeError, match=r"a cannot be read now: .*not now"):
         make().pictures([gone], "source", "training")
     assert make().pictures([good], "source", "training").samples == [good]
+
+
+def test_a_picture_that_may_not_be_read_is_left_out_of_this_run_alone(make: Callable[[], Preparer]) -> None:
+    good = [picture(name, "x", []) for name in "ab"]
+    barred = broken("a", PermissionError(errno.EACCES, "not yours"))
+    preparer = make()
+    assert preparer.pictures([barred, good[1]], "source", "training", flips=True).samples == [good[1]]
+    assert "a may not be read: [Errno 13] not yours" in preparer.skipped["a"]
+    assert make().pictures(good, "source", "training", flips=True).samples == good
+    with pytest.raises(RequestError, match="none of the 1 training pictures can be read; the first: c may not"):
+        make().pictures([replace(barred, id="c")], "source", "training")
+    assert len(list(make().cache.glob("latents-*/*.safetensors"))) == 4, "nothing is written of it"
 
 
 def test_a_set_that_changes_keeps_what_it_had(make: Callable[[], Preparer]) -> None:

@@ -6,6 +6,7 @@ in it is kept in the cache, and a picture is read from its place when it is aske
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -74,11 +75,15 @@ def read_files(root: Path, folder: Path, skipped: dict[str, str]) -> Iterator[Fo
 def read_shards(root: Path, folder: Path, skipped: dict[str, str]) -> Iterator[Found]:
     """The pairs in the tar archives under `folder`, named relative to `root` as if they were unpacked there.
 
-    An archive that is cut short or damaged is listed, and what lies before the damage is used.
+    An archive that is cut short or damaged is listed, and what lies before the damage is used. One that may not
+    be read is listed, too.
     """
     for path in sorted(folder.rglob("*.tar")):
         name = path.relative_to(root).as_posix()
-        damage, entries = _kept_index(path)
+        try:
+            damage, entries = _kept_index(path)
+        except (PermissionError, FileNotFoundError) as error:
+            damage, entries = f"it cannot be read: {error.strerror}", {}
         for key, entry in entries.items():
             id_ = f"{name.removesuffix('.tar')}/{key}"
             if _usable(id_, entry, skipped):
@@ -127,6 +132,8 @@ def _index(path: Path, whole_size: int) -> tuple[str | None, dict[str, Entry]]:
                 return None, entries
             return f"it is cut short or damaged; what lies before that is used, {len(entries)} entries", entries
     except (tarfile.TarError, OSError) as error:
+        if getattr(error, "errno", errno.EINVAL) != errno.EINVAL:  # which is to have looked before the beginning
+            raise
         return f"it cannot be read to its end ({error}); what lies before that is used, {len(entries)} entries", entries
 
 

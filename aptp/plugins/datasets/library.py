@@ -34,7 +34,7 @@ class Library(CaptionedDataset):
     Without a validation split, a picture's is settled by a hash of that. The fingerprint covers captions, kinds and
     the sizes of the pictures.
 
-    `skipped` lists rows without a caption.
+    `skipped` lists rows without a caption or a picture.
 
     Raises:
         RequestError: if the library is missing, the set cannot be had, or has no such split or column.
@@ -60,7 +60,7 @@ class Library(CaptionedDataset):
     def __init__(self, options: Options) -> None:
         self.options = options
         self.skipped: dict[str, str] = {}
-        self._pictures: dict[str, tuple[Dataset, str]] = {}
+        self._sizes: dict[str, list[int | None]] = {}
         splits = _load(options)
         if options.train_split not in splits:
             raise self._unknown("split", options.train_split, splits)
@@ -85,11 +85,11 @@ class Library(CaptionedDataset):
     @cached_property
     def _fingerprint(self) -> str:
         captions = ([split, s.id, s.caption, s.kind] for split, samples in self._samples.items() for s in samples)
-        sizes = ([name, size] for name, (rows, column) in self._pictures.items() for size in _sizes(rows, column))
+        sizes = ([name, size] for name, sizes in self._sizes.items() for size in sizes)
         return fingerprint_of("datasets", (row for part in (captions, sizes) for row in part))
 
     def _rows(self, name: str, rows: Dataset) -> Iterator[list[Sample]]:
-        """The samples of each row that has a caption."""
+        """The samples of each row that has a caption and a picture."""
         from datasets import Image as Pictures
 
         image = self._column(rows, self.options.image, "pictures", (), _holds_pictures)
@@ -98,7 +98,7 @@ class Library(CaptionedDataset):
         if kind is not None and kind not in rows.features:
             raise self._unknown("column", kind, rows.features)
         pictures = rows.select_columns([image]).cast_column(image, Pictures(decode=False))
-        self._pictures[name] = pictures, image
+        self._sizes[name] = sizes = list(_sizes(pictures, image))
         told = rows.select_columns([caption, *([kind] if kind else [])])[:]
         named = getattr(rows.features[kind], "int2str", str) if kind else str
         for i, said in enumerate(told[caption]):
@@ -107,6 +107,9 @@ class Library(CaptionedDataset):
             texts = [text for text in dict.fromkeys(texts) if text]
             if not texts:
                 self.skipped[picture] = "it has no caption"
+                continue
+            if sizes[i] is None:
+                self.skipped[picture] = "its picture is missing"
                 continue
             of = None if kind is None or told[kind][i] is None else str(named(told[kind][i]))
             opened = partial(_open, pictures, image, i)
@@ -181,13 +184,11 @@ def _holds_texts(feature: Any) -> bool:
 
 def _open(pictures: Dataset, column: str, row: int) -> Image.Image:
     stored = pictures[row][column]
-    if stored is None:
-        raise OSError("its row has no picture")
     return decode(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
 
 
 def _sizes(pictures: Dataset, column: str) -> Iterator[int | None]:
-    """Bytes of each picture, without reading any."""
+    """Bytes of each picture, without reading any; None where there is none."""
     import pyarrow.compute as pc
 
     for table in pictures.with_format("arrow").iter(1000):

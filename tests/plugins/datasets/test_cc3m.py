@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -129,6 +130,28 @@ def test_what_is_no_archive_is_listed_unless_nothing_is_left(tmp_path: Path, con
         data(tmp_path).samples("train")
     write_shard(tmp_path / "00001.tar", pairs(0, 20))
     assert list(data(tmp_path).skipped) == ["00000.tar"]
+
+
+def test_an_archive_that_cannot_be_read_now_is_not_remembered_as_damaged(tmp_path: Path, monkeypatch):
+    shards(tmp_path)
+    real = tarfile.open
+
+    def failing(number: int):
+        def open_(*, fileobj, **rest):
+            if fileobj.name.endswith("1.tar"):
+                raise OSError(number, os.strerror(number))
+            return real(fileobj=fileobj, **rest)
+
+        return open_
+
+    monkeypatch.setattr(tarfile, "open", failing(errno.EACCES))
+    found = data(tmp_path)
+    assert (len(every(found)), found.skipped) == (20, {"00001.tar": "it cannot be read: Permission denied"})
+    monkeypatch.setattr(tarfile, "open", failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        data(tmp_path)
+    monkeypatch.undo()
+    assert len(every(data(tmp_path))) == 40
 
 
 def test_archives_of_a_stranger_write_nothing_and_lead_nowhere(tmp_path: Path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import pickle
@@ -88,7 +89,7 @@ def test_kinds_are_texts_or_names_of_classes(tmp_path: Path):
     assert [s.kind for s in data(folder, caption="text").samples("train")] == [None] * 3
 
 
-def test_pictures_that_are_files_may_be_broken_or_gone(tmp_path: Path):
+def test_pictures_that_are_files_may_be_broken_or_missing_or_go_away(tmp_path: Path):
     folder = tmp_path / "set" / "train"
     folder.mkdir(parents=True)
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(folder / "clear.png")
@@ -100,18 +101,20 @@ def test_pictures_that_are_files_may_be_broken_or_gone(tmp_path: Path):
     (folder / "gone.png").unlink()
     pictures = {sample.caption: sample for sample in found.samples("train")}
     assert pictures["clear.png"].open().getpixel((0, 0)) == (255, 255, 255)
-    for name in names[1:]:
-        with pytest.raises(OSError, match=r".+"):
+    for name, number in (("broken.png", None), ("gone.png", errno.ENOENT)):
+        with pytest.raises(OSError, match=r".+") as error:
             pictures[name].open()
-    assert found.fingerprint()
+        assert error.value.errno == number
+    after = data(folder.parent, validation=0.01)
+    assert list(after.skipped.values()) == ["its picture is missing"]
+    assert after.fingerprint() != found.fingerprint()
 
 
 def test_a_row_without_a_picture(tmp_path: Path):
     content = datasets.Dataset.from_dict({"image": [None, Image.new("RGB", (2, 2))], "text": ["a", "b"]})
     found = data(saved(tmp_path / "set", {"train": content, "test": content}))
-    empty, good = found.samples("train")
-    with pytest.raises(OSError, match="no picture"):
-        empty.open()
+    (good,) = found.samples("train")
+    assert found.skipped == {"train/0": "its picture is missing", "test/0": "its picture is missing"}
     assert good.open().size == (2, 2)
     assert found.fingerprint()
 

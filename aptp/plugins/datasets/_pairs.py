@@ -65,7 +65,7 @@ def read_files(root: Path, folder: Path, skipped: dict[str, str]) -> Iterator[Fo
                     pictures[key] = str(path)
                     entries[key] = entries.get(key, Entry())._replace(offset=0, size=size)
                 elif end in ("txt", "json") and size <= LONGEST:
-                    entries[key] = _told(entries.get(key, Entry()), end, path.read_bytes())
+                    entries[key] = _told(entries.get(key, Entry()), end, _content(path))
         for key, entry in entries.items():
             id_ = (above / key).as_posix()
             if _usable(id_, entry, skipped):
@@ -97,6 +97,14 @@ def decode_member(path: str, offset: int, size: int) -> Image.Image:
     """The picture in so many bytes of an archive."""
     with open(path, "rb") as file:
         return decode(io.BytesIO(_bytes(file, offset, size)))
+
+
+def _content(path: Path) -> bytes:
+    """Of a caption's file; nothing of one that may not be read."""
+    try:
+        return path.read_bytes()
+    except PermissionError:
+        return b""
 
 
 def _kept_index(path: Path) -> tuple[str | None, dict[str, Entry]]:

@@ -17,7 +17,7 @@ Splits = dict[Split, list[Sample]]
 
 def in_validation(key: str, share: float) -> bool:
     """Whether what is called so belongs to validation; letter case and spacing make no difference."""
-    digest = hashlib.sha256(" ".join(key.split()).casefold().encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(" ".join(key.split()).casefold().encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) < share * 2**64
 
 

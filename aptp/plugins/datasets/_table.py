@@ -76,7 +76,11 @@ def _crc(address: str) -> str:
 
 
 def _last_part(address: str) -> str:
-    return unquote(urlsplit(address).path).rpartition("/")[2]
+    """Nothing of what is no address."""
+    try:
+        return unquote(urlsplit(address).path).rpartition("/")[2]
+    except ValueError:
+        return ""
 
 
 _KEY_OF_FILE: dict[Naming, Callable[[PurePosixPath], str]] = {

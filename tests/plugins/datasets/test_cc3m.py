@@ -306,6 +306,29 @@ def test_names_that_fit_several_fit_none(tmp_path: Path):
     assert len(data(by_url, naming="url").skipped) == 2
 
 
+def test_an_address_that_is_none_costs_its_row_alone(tmp_path: Path):
+    write_files(tmp_path, {"a": {"png": picture(0)}})
+    (tmp_path / "set.tsv").write_text("one\thttp://a/a.png\ntwo\thttp://[x/b.png\n")
+    found = data(tmp_path, naming="url")
+    assert every_or_one(found) == {"a.png": "one"}
+    assert found.skipped == {"set.tsv, row 1": "its picture is missing"}
+
+
+def test_a_caption_that_may_not_be_read_costs_its_picture_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_files(tmp_path, {name: {"png": picture(0), "txt": name.encode()} for name in "ab"})
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "a.txt":
+            raise PermissionError(errno.EACCES, "not yours")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found = data(tmp_path)
+    assert every_or_one(found) == {"b": "b"}
+    assert found.skipped == {"a": "it has no caption"}
+
+
 def test_a_shifted_table_is_noticed(tmp_path: Path):
     write_files(tmp_path, {f"{i}_{zlib.crc32(address(i + 1).encode())}": {"png": picture(i)} for i in range(3)})
     write_table(tmp_path / "set.tsv", 3)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from aptp.config import PrepareOptions
 from aptp.core.errors import RequestError
+from aptp.harness.selection import choose
 from aptp.plugins.datasets.imagefolder import ImageFolder, in_validation
 
 
@@ -113,6 +115,14 @@ def test_unusable_rows_are_skipped_and_listed(tmp_path: Path):
         "x" * 5000: "the file is missing",
         "003.png#2": "its caption is empty",
     }
+
+
+def test_a_caption_of_broken_unicode_costs_its_row_alone(tmp_path: Path):
+    halves = {"file_name": "half.png", "text": "half a smile \ud83d"}
+    found = data(write(tmp_path, [*rows(20), halves]), validation=0.3)
+    chosen = choose(found, PrepareOptions(), seed=0)
+    assert len(chosen.train) + len(chosen.validation) == 20
+    assert chosen.skipped == {"half.png": "its caption is broken Unicode"}
 
 
 def test_several_captions_of_one_picture(tmp_path: Path):

@@ -58,7 +58,7 @@ def read_files(root: Path, folder: Path, skipped: dict[str, str]) -> Iterator[Fo
         entries: dict[str, Entry] = {}
         pictures: dict[str, str] = {}
         for name in sorted(names):
-            key, end = _key(name)
+            key, end = key_of_file(name)
             path = Path(place, name)
             if key and (size := size_of(path)) is not None:
                 if end in PICTURES and key not in pictures:
@@ -128,7 +128,7 @@ def _index(path: Path, whole_size: int) -> tuple[str | None, dict[str, Entry]]:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None and member.offset_data + member.size <= whole_size:
                 archive.members = []  # type: ignore[attr-defined]  # an archive may have very many
-                key, end = _key(member.name)
+                key, end = key_of_file(member.name)
                 if not key or not member.isreg() or member.issparse():
                     continue
                 before = entries.get(key, Entry())
@@ -150,7 +150,7 @@ def _bytes(file: BinaryIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _key(name: str) -> tuple[str, str]:
+def key_of_file(name: str) -> tuple[str, str]:
     """`"a/B.tar.JPG"` as `("a/B", "tar.jpg")`."""
     folder, slash, last = name.rpartition("/")
     key, _, end = last.partition(".")

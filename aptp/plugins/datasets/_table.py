@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from aptp.core.data import Sample
 from aptp.core.errors import RequestError
 from aptp.core.pictures import decode
-from aptp.plugins.datasets._pairs import PICTURES, Found
+from aptp.plugins.datasets._pairs import PICTURES, Found, key_of_file
 from aptp.plugins.datasets._shared import inside, size_of
 
 Naming = Literal["index", "crc32", "url"]
@@ -27,8 +27,18 @@ def read_table(root: Path, table: Path, folder: Path, naming: Naming, skipped: d
     A third column names a row's picture, relative to `folder`; several rows may name one. Otherwise it is called, with
     any ending or none and in any folder under it, by its row's number from 0 (`12`, `000000012`, `12_CRC`), by the
     CRC-32 of its address, or as its address is. A name that fits several rows or files fits none.
+
+    Raises:
+        RequestError: for a table that is not UTF-8 or names what is outside the folder, and for one that leaves it to
+            names which row is whose where the pictures have captions of their own.
     """
-    files, rows = dict.fromkeys(_files(folder)), list(_rows(table))
+    found, rows = _files(folder), list(_rows(table))
+    files = dict.fromkeys(file for file in found if _end(file) in ("", *PICTURES))
+    if (other := _captions_beside(found, files)) and not all(name for *_, name in rows):
+        raise RequestError(
+            f"{str(table)!r} and {str(folder / other)!r} may caption the same pictures otherwise, as img2dataset's "
+            "numbers need not be those of the rows; keep one of both, or name each row's picture in a third column."
+        )
     by_key: dict[str, list[str]] = {}
     for file in files:
         by_key.setdefault(_KEY_OF_FILE[naming](PurePosixPath(file)), []).append(file)
@@ -96,16 +106,23 @@ _KEY_OF_ROW: dict[Naming, Callable[[int, str], str]] = {
 
 
 def _files(folder: Path) -> list[str]:
-    """Everything under a folder that may be a picture, relative to it, in order."""
+    """Everything under a folder, relative to it, in order."""
     found = []
     for place, _, names in os.walk(folder):
         above = PurePosixPath(Path(place).relative_to(folder).as_posix())
-        found += [
-            str(above / name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1][1:].lower() in ("", *PICTURES)
-        ]
+        found += [str(above / name) for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _end(file: str) -> str:
+    return os.path.splitext(file)[1][1:].lower()
+
+
+def _captions_beside(found: Iterable[str], pictures: Iterable[str]) -> str | None:
+    """What looks like img2dataset's: an archive, or a picture's caption."""
+    keys = {key_of_file(picture)[0] for picture in pictures}
+    captions = (file for file in found if _end(file) in ("txt", "json") and key_of_file(file)[0] in keys)
+    return next(captions, next((file for file in found if _end(file) == "tar"), None))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, str, str, str]]:

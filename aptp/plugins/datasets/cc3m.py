@@ -32,7 +32,8 @@ class CC3M(CaptionedDataset):
     `skipped` lists rows without a picture, pictures without a caption, and shards that are cut short.
 
     Raises:
-        RequestError: for a folder without any of these, and for a file name in a TSV that points out of it.
+        RequestError: for a folder without any of these, for a file name in a TSV that points out of it, and for a TSV
+            beside captions of img2dataset's, unless it names its pictures.
     """
 
     class Options(Options):

@@ -306,6 +306,27 @@ def test_names_that_fit_several_fit_none(tmp_path: Path):
     assert len(data(by_url, naming="url").skipped) == 2
 
 
+@pytest.mark.parametrize("write", [write_files, lambda folder, pairs: write_shard(folder / "0.tar", pairs)])
+def test_a_table_beside_captions_of_the_pictures_is_refused(tmp_path: Path, write):
+    write(tmp_path / "train", pairs(0, 20))
+    table = write_table(tmp_path / "Train.tsv", 20)
+    with pytest.raises(RequestError, match=r"Train\.tsv' and '.*train/0.*' may caption .*; keep one of both, or name"):
+        data(tmp_path)
+    table.unlink()
+    assert len(every(data(tmp_path))) == 20
+
+
+def test_a_table_that_names_its_pictures_may_lie_beside_other_captions(tmp_path: Path):
+    write_files(tmp_path, pairs(0, 2))
+    write_table(tmp_path / "set.tsv", 2, _0="000000001.png", _1="000000000.png")
+    assert every_or_one(data(tmp_path)) == {"000000001.png": "caption 0", "000000000.png": "caption 1"}
+    write_table(tmp_path / "set.tsv", 2)
+    for caption in (*tmp_path.glob("*.txt"), *tmp_path.glob("*.json")):
+        caption.unlink()
+    (tmp_path / "README.txt").write_text("about the set")
+    assert every_or_one(data(tmp_path)) == {"000000000.png": "caption 0", "000000001.png": "caption 1"}
+
+
 def test_an_address_that_is_none_costs_its_row_alone(tmp_path: Path):
     write_files(tmp_path, {"a": {"png": picture(0)}})
     (tmp_path / "set.tsv").write_text("one\thttp://a/a.png\ntwo\thttp://[x/b.png\n")

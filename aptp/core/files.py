@@ -21,9 +21,13 @@ UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 
 def default_cache() -> Path:
-    """`$APTP_CACHE`, or `aptp` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("APTP_CACHE") or Path(home) / "aptp")
+    """`$APTP_CACHE`, or `aptp` in the user's cache folder. Raises `RequestError` where there is no home for that."""
+    if named := os.environ.get("APTP_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aptp"
+    except RuntimeError as error:
+        raise RequestError("there is no home folder to keep the cache in; name a folder with APTP_CACHE.") from error
 
 
 def check_new(folder: Path) -> None:

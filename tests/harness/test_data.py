@@ -327,3 +327,18 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_cache() == Path("/x/aptp")
     monkeypatch.setenv("APTP_CACHE", "/y")
     assert default_cache() == Path("/y")
+
+
+def test_a_cache_that_is_named_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setenv("APTP_CACHE", "/y")
+    assert default_cache() == Path("/y")
+    monkeypatch.delenv("APTP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert default_cache() == Path("/x/aptp")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(RequestError, match="no home folder to keep the cache in; name a folder with APTP_CACHE"):
+        default_cache()

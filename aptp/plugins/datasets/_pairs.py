@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -108,7 +109,7 @@ def _content(path: Path) -> bytes:
 
 
 def _kept_index(path: Path) -> tuple[str | None, dict[str, Entry]]:
-    """The index of an archive as it is now, from the cache if it is there."""
+    """The index of an archive as it is now, from the cache if it is there; kept there if that can be written."""
     state = path.stat()
     key = json.dumps([VERSION, str(path.resolve()), state.st_size, state.st_mtime_ns])
     file = default_cache() / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
@@ -117,7 +118,8 @@ def _kept_index(path: Path) -> tuple[str | None, dict[str, Entry]]:
         return kept["damage"], {key: Entry(*entry) for key, entry in kept["entries"].items()}
     except (OSError, ValueError, TypeError, KeyError):
         damage, entries = _index(path, state.st_size)
-        write_text(file, json.dumps({"damage": damage, "entries": entries}))
+        with suppress(OSError):
+            write_text(file, json.dumps({"damage": damage, "entries": entries}))
         return damage, entries
 
 

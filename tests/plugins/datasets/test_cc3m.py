@@ -101,6 +101,14 @@ def test_an_archive_is_read_through_once(tmp_path: Path, cache: Path, monkeypatc
     assert len(every(data(tmp_path, validation=0.3))) == 41
 
 
+def test_a_cache_that_cannot_be_written_keeps_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("APTP_CACHE", str(tmp_path / "file"))
+    found = data(shards(tmp_path / "set"))
+    assert len(every(found)) == 40
+    assert found.skipped == {}
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 30 * 1024))
 def test_an_archive_cut_anywhere_is_listed_and_used_up_to_there(tmp_path_factory: pytest.TempPathFactory, cut: int):

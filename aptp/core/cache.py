@@ -2,9 +2,9 @@
 
 A folder holds the rows of one encoder: safetensors files (shards) of bounded size, each written whole and renamed into
 place, so that what was killed goes on after its last shard. Rows are read where they lie, through a memory map, so the
-largest folder takes no more memory than what is asked of it. Cut files are noticed as they are opened; each row has a
-checksum that is compared as it is read, so that hundreds of gigabytes are not read to start. What is damaged is encoded
-anew.
+largest folder takes no more memory than what is asked of it, and `OPEN` maps. Cut files are noticed as they are opened;
+each row has a checksum that is compared as it is read, so that hundreds of gigabytes are not read to start. What is
+damaged is encoded anew.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -36,6 +37,9 @@ SHARD_BYTES = 64 * 2**20
 """A shard is written as soon as it holds so much."""
 SHARD_SECONDS = 30.0
 """Or when the last one was written so long ago: what a killed run loses, but for the calls of a very slow encoder."""
+OPEN = 4096
+"""Shards of a table that stay mapped. They hold a quarter of a terabyte, so that rows at random seldom have one opened
+again; and the five tables of a run take a third of the 65,530 maps that Linux gives a process."""
 KEY, CHECKSUM, BROKEN = "aptp.key", "aptp.crc32", "aptp.broken"
 """Names beside those of the rows: their keys and checksums, and in the metadata the items of which there are none."""
 
@@ -74,6 +78,7 @@ class Table:
     task: str
     """What that is called, e.g. `"encoding training pictures"`."""
     progress: Progress
+    _opened: Callable[[Path], _Shard] = field(init=False)
     _mended: set[Path] = field(default_factory=set)
     _barred: dict[bytes, str] = field(default_factory=dict)
 
@@ -154,9 +159,11 @@ class Table:
 
     def _find(self) -> None:
         """Where the rows of the keys lie: shard and place in it, −1 where there is none."""
-        self._shards = list(_shards(self.folder))
-        stored = np.concatenate([np.empty(0, "S16"), *(shard.keys for shard in self._shards)])
-        sizes = [len(shard.keys) for shard in self._shards]
+        shards = list(_shards(self.folder))
+        self._paths = [shard.path for shard in shards]
+        self._opened = lru_cache(OPEN)(_Shard)
+        stored = np.concatenate([np.empty(0, "S16"), *(shard.keys for shard in shards)])
+        sizes = [len(shard.keys) for shard in shards]
         shard = np.repeat(np.arange(len(sizes)), sizes)
         row = np.concatenate([np.empty(0, int), *map(np.arange, sizes)])
         order = np.argsort(stored, kind="stable")
@@ -166,7 +173,7 @@ class Table:
         found = np.append(stored, b"")[place] == wanted
         self._shard = np.where(found, np.append(shard, -1)[place], -1)
         self._row = np.where(found, np.append(row, -1)[place], -1)
-        why = self._barred | {key: reason for shard in self._shards for key, reason in shard.broken.items()}
+        why = self._barred | {key: reason for shard in shards for key, reason in shard.broken.items()}
         self.broken = {i: why[key] for i, key in enumerate(self.keys) if key in why and self._shard[i] < 0}
 
     def _read(self, index: np.ndarray) -> dict[str, Tensor]:
@@ -176,11 +183,17 @@ class Table:
         found: dict[str, Tensor] = {}
         for number in np.unique(shard):
             at = np.flatnonzero(shard == number)
-            for name, rows in self._shards[number].read(row[at]).items():
+            for name, rows in self._open(self._paths[number]).read(row[at]).items():
                 if name not in found:
                     found[name] = rows.new_empty(len(index), *rows.shape[1:])
                 found[name][at] = rows
         return found
+
+    def _open(self, path: Path) -> _Shard:
+        try:
+            return self._opened(path)
+        except (*DAMAGE, FileNotFoundError) as error:
+            raise _DamagedError(path) from error
 
 
 def is_writable(folder: Path) -> bool:
@@ -210,26 +223,39 @@ def alone(folder: Path, progress: Progress, doing: str) -> Iterator[None]:
 
 
 class _DamagedError(ValueError):
-    """A row whose checksum does not fit."""
+    """A row whose checksum does not fit, or a shard that no longer is what it was."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self.path = path
 
 
+class _Held(NamedTuple):
+    """What a file holds: the keys of its rows, and why items have none. Its name is a hash of that."""
+
+    path: Path
+    keys: np.ndarray
+    broken: dict[bytes, str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Held:
+        """Without its rows. Raises `DAMAGE`."""
+        with safe_open(path, "np") as file:
+            keys = file.get_tensor(KEY).view("S16").ravel()
+            broken = json.loads(file.metadata()[BROKEN])
+        if path.stem != _name(keys, broken):
+            raise ValueError(f"{str(path)!r} holds rows of other items.")
+        return cls(path, keys, {bytes.fromhex(key): str(why) for key, why in broken.items()})
+
+
 class _Shard:
-    """One file, mapped into memory; its name is a hash of what it holds rows of. Raises `DAMAGE`."""
+    """One file, its rows mapped into memory. Raises `DAMAGE`."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.keys = path, _Held.read(path).keys
         with safe_open(path, "pt") as file:
-            self._rows = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            broken = json.loads(file.metadata()[BROKEN])
-        self.broken = {bytes.fromhex(key): str(why) for key, why in broken.items()}
-        self.keys = self._rows.pop(KEY).numpy().view("S16").ravel()
-        self._checksums = self._rows.pop(CHECKSUM)
-        if path.stem != _name(self.keys, broken):
-            raise ValueError(f"{str(path)!r} holds rows of other items.")
+            self._rows = {name: file.get_tensor(name) for name in sorted(set(file.keys()) - {KEY, CHECKSUM})}
+            self._checksums = file.get_tensor(CHECKSUM)
 
     def read(self, index: Int[np.ndarray, "rows"]) -> dict[str, Tensor]:
         """Copies of rows that are as they were written."""
@@ -240,11 +266,11 @@ class _Shard:
         return rows
 
 
-def _shards(folder: Path) -> Iterator[_Shard]:
-    """The shards of a folder, the damaged ones deleted."""
+def _shards(folder: Path) -> Iterator[_Held]:
+    """What the shards of a folder hold, the damaged ones deleted."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            yield _Shard(path)
+            yield _Held.read(path)
         except DAMAGE:
             path.unlink(missing_ok=True)
         except FileNotFoundError:  # another process deleted it

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +179,44 @@ def test_damage_is_noticed_as_rows_are_read(tmp_path: Path, damage: Callable[[by
     check(table, items)
     assert sorted(encoder.asked) == sorted(2 * items)
     check(Encoder(items).table(tmp_path, items), items)
+
+
+@pytest.mark.parametrize("damage", [None, cut, value])
+def test_a_shard_that_goes_away_before_it_is_read_is_encoded_anew(
+    tmp_path: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
+    items, encoder = names(12), Encoder()
+    table = filled(tmp_path, items, encoder)
+    path = shards(tmp_path)[1]
+    content = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(content))
+    check(table, items)
+    assert len(encoder.asked) == 16
+    assert path.read_bytes() == content
+
+
+def test_few_shards_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: weakref.WeakSet[cache._Shard] = weakref.WeakSet()
+
+    class Watched(cache._Shard):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            opened.add(self)
+
+    monkeypatch.setattr(cache, "_Shard", Watched)
+    monkeypatch.setattr(cache, "OPEN", 2)
+    items = names(40)
+    table = filled(tmp_path, items)
+    assert len(shards(tmp_path)) == 10
+    assert not opened, "finding maps none"
+    for _ in range(2):
+        check(table, items)
+        assert len(opened) == 2
+    index = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(table[index]["a"], values([items[i] for i in index], 1))
+    assert len(opened) == 2
 
 
 def test_a_shard_that_cannot_be_read_now_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

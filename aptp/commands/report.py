@@ -116,10 +116,11 @@ def _read_sweep(folder: Path) -> tuple[list[Source | Failure], list[str], list[s
     for entry in table.runs:
         if (folder / entry.name).resolve().parent != folder.resolve():
             raise RequestError(f"{str(file)!r} names a run {entry.name!r}, which is no folder of the sweep.")
-        if entry.status == "done" and not (folder / entry.name).exists():
-            elsewhere.append(entry.name)
-        elif entry.status == "done" and (folder / entry.name / "record.json").is_file():
+        record = entry.model_copy(update={"folder": str(folder / entry.name)}).record()
+        if record and record.status == "done":  # perhaps by itself, after the sweep
             found.append(read_source(folder / entry.name))
+        elif entry.status == "done" and not (folder / entry.name).exists():
+            elsewhere.append(entry.name)
         elif entry.status in ("failed", "refused"):
             found.append(Failure(str(folder / entry.name), entry.error or "no reason was recorded"))
         else:

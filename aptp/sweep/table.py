@@ -45,8 +45,14 @@ class Entry(BaseModel):
 
 
 def keep(entry: Entry, results: Path) -> None:
-    """Leave a copy of a run's record, done or failed, in a folder of results, under the name of the run."""
-    Record.load(Path(entry.folder) / "record.json").save(results / f"{entry.name}.json")
+    """Leave a copy of a run's record, done or failed, in a folder of results, under the name of the run.
+
+    One that was killed had no time to write that it failed.
+    """
+    record = Record.load(Path(entry.folder) / "record.json")
+    if entry.status == "failed" and record.status == "running":
+        record.status, record.error = "failed", entry.error
+    record.save(results / f"{entry.name}.json")
 
 
 def done_record(entry: Entry, results: Path | None) -> Record | None:

@@ -20,6 +20,7 @@ import pytest
 from aptp.cluster import _Task
 from aptp.core.child import Child
 from aptp.core.errors import RequestError
+from aptp.core.record import Record
 from aptp.host import default_host
 from aptp.sweep import conduct as module
 from aptp.sweep.conduct import Command, conduct
@@ -156,6 +157,17 @@ def test_a_run_whose_result_is_kept_is_not_run_again(folder: Path, child: Comman
     table = conduct(of_seeds([0]), folder, 1, unwatched, child, results)
     assert [entry.status for entry in table.runs] == ["done"]
     assert starts(folder) == []
+
+
+def test_what_was_killed_is_kept_as_failed(folder: Path, child: Command, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    (folder / f"seed={KILLED}").mkdir(parents=True)
+    (cell,) = of_seeds([KILLED])
+    (folder / cell.name / "config.yaml").write_text(cell.config.to_yaml())
+    Record(started="", config={}, versions={}, hardware={}).save(folder / cell.name / "record.json")
+    conduct([cell], folder, 1, unwatched, child, results)
+    kept = Record.load(results / f"{cell.name}.json")
+    assert (kept.status, kept.error) == ("failed", "the run was killed by SIGKILL")
 
 
 def test_a_result_kept_before_an_option_was_known_counts(folder: Path, child: Command, tmp_path: Path) -> None:

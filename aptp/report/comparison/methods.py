@@ -26,8 +26,10 @@ UNNAMED = {"seed", "device", "compare", "model", "budget.target", "checkpointing
 """Settings that are coordinates of a figure, or no part of the method."""
 ASIDE = ("prepare.", "evaluate.", "data.", "metrics", "budget.")
 """Starts of the names of settings that say what is measured, and on what."""
-OF_EXPERTS = ("search.", "recover.joint", "recover.restart", "recover.share")
+OF_EXPERTS = ("encoder", "recover.joint", "recover.restart", "recover.share")
 """Starts of the names of settings that a single model does not have."""
+OF_SEARCH = ("search.", "relaxation.")
+"""Nor these, unless it is found by a search."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def config_of(record: Record, result: Result) -> Flat:
     """The configuration of a row: the run's own, or that of a static pruner that ran beside.
 
     What it lacks is filled in: as it once was where that is known, else by today's default. A static pruner has no
-    search and no experts, and so no settings of them.
+    experts, and most have no search: so no settings of them.
     """
     config = {**record.config}
     beside = next((c for c in config.get("compare") or [] if _name(c) == result.name), None)
@@ -101,7 +103,8 @@ def config_of(record: Record, result: Result) -> Flat:
         config |= {"router": None, "balancer": None, "experts": None}
     parts = {key: value for key, value in config.items() if value is not None}
     found = {**_defaults(), **{key: text(value) for key, value in once(parts).items()}, **flat(parts)}
-    return {key: value for key, value in found.items() if not (alone and key.startswith(OF_EXPERTS))}
+    none = (OF_EXPERTS if result.search_steps else OF_EXPERTS + OF_SEARCH) if alone else ()
+    return {key: value for key, value in found.items() if not key.startswith(none)}
 
 
 def _name(choice: Any) -> str:

@@ -13,11 +13,11 @@ Protocol = tuple[tuple[str, str], ...]
 """Names and values, as texts."""
 
 PREFIXES = ("recover.weights.", "adapt.", "distill.")
-KEYS = ("recover.steps", "recover.per", "recover.batch", "recover.caption_dropout", "recover.guidance")
+KEYS = ("prepare.flips", "recover.steps", "recover.per", "recover.batch", "recover.caption_dropout", "recover.guidance")
 MEASURED = ("data.", "evaluate.prompts", "evaluate.steps", "evaluate.guidance", "evaluate.precision", "evaluate.exam")
 DATA = ("fingerprint", "training_pictures", "validation_pictures")
 """What runs must share of their records' `data`; a list of pictures that a seed drew differs between seeds."""
-NAMED = ("recover.", "adapt.", "distill.", "evaluate.")
+NAMED = ("prepare.", "recover.", "adapt.", "distill.", "evaluate.")
 """Starts of the names of differences that are short enough to stand in a method's name."""
 SHOWN = 4
 """Differences that a refusal names."""
@@ -52,7 +52,7 @@ def protocol_of(record: Record, config: Mapping[str, str]) -> Protocol:
 
 def of_training(key: str) -> bool:
     """Whether a part of the protocol is how models are trained, which is nothing to the dense one as it came."""
-    return key.startswith(("recover.", "distill."))
+    return key.startswith(("prepare.", "recover.", "distill."))
 
 
 def lettered(protocols: Sequence[Protocol]) -> dict[Protocol, str]:

@@ -145,14 +145,19 @@ def _advice(candidates: Sequence[Candidate], measure: Measure, eligible: int) ->
     if seeds < FEWEST:
         few = "the only seed in common" if seeds == 1 else f"{seeds} seeds in common"
         return best, best, f"{_capital(best.name)} has {leads}, with {few}: a direction, not a result."
-    open_ones = [c for c in others if standing(_apart(best, c), bool(measure.less)) != "better"]
+    beaten = [
+        [other for other in candidates if other is not c and standing(_apart(other, c), bool(measure.less)) == "better"]
+        for c in others
+    ]
+    open_ones = [c for c, by in zip(others, beaten, strict=True) if not by]
     few = (
         f" {_capital(plural(seeds, 'seed'))} only: more may settle what is open."
         if seeds < FEW_SEEDS and open_ones
         else ""
     )
     if not open_ones:
-        shown = f"and it is ahead of {listed([c.name for c in others])} by intervals that exclude 0"
+        behind = [c.name for c, by in zip(others, beaten, strict=True) if best in by]
+        shown = f"and it is ahead of {listed(behind)} by intervals that exclude 0"
         return best, best, f"Use {best.name}: it has {leads}, {shown}."
     simplest = next(c for c in candidates if c is best or c in open_ones)
     if simplest is best:

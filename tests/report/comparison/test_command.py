@@ -76,11 +76,19 @@ def test_a_copy_of_a_record_may_stand_beside_its_folder() -> None:
 
 def test_a_sweep_is_its_finished_runs() -> None:
     sweep(a="done", b="done", x="failed", y="refused", c="waiting", z="running")
+    Record.load("c/record.json").model_copy(update={"status": "running"}).save("c/record.json")
     assert invoke(".", "--out", "out").exit_code == 0
     found = told("out")
     assert [run["name"] for run in found["runs"]] == ["a", "b"]
     assert found["failures"] == [{"name": "x", "error": "boom"}, {"name": "y", "error": "boom"}]
     assert found["warnings"] == ["runs of '.' that are not finished are left out: c, z."]
+
+
+def test_a_run_of_a_sweep_that_was_finished_by_hand_counts() -> None:
+    sweep(a="failed", b="running")
+    assert invoke(".", "--out", "out").exit_code == 0
+    assert [run["name"] for run in told("out")["runs"]] == ["a", "b"]
+    assert not told("out")["failures"]
 
 
 def test_a_run_of_a_sweep_that_was_done_elsewhere_comes_from_its_record() -> None:

@@ -43,6 +43,17 @@ def test_settings_are_named_where_they_differ_from_the_usual(make: SimpleNamespa
     assert found.naming.shared()["experts"] == "4"
 
 
+def test_a_learned_code_is_named_after_its_search_and_a_pruner_without_one_is_not(make: SimpleNamespace) -> None:
+    searched = {"search__rate": 0.2, "relaxation__offset": 1.0, "encoder": {"name": "minilm", "max_tokens": 9}}
+    records = [make.record(0, pruner=p, **more) for p in ("learned", "taylor") for more in ({}, {}, searched)]
+    for record in records[:3]:
+        record.results[-1].search_steps = 80
+    for seed, record in enumerate(records):
+        record.config["seed"] = seed % 3
+    found = gather(make.sources(*records))
+    assert names(found)[4:] == ["learned", "learned, relaxation.offset=1, search.rate=0.2", "taylor"]
+
+
 def test_a_lone_balancer_is_not_named_but_may_be_asked_for(make: SimpleNamespace) -> None:
     runs = make.sources(make.record(0), make.record(0, pruner="taylor"))
     assert names(gather(runs))[-2:] == ["contrastive", "taylor"]
@@ -136,6 +147,7 @@ def test_other_protocols_are_refused_by_what_differs(make: SimpleNamespace) -> N
         {"recover.caption_dropout": 0.0},
         {"recover.weights": {"denoising": 0.01, "distillation": 0.0, "blocks": 0.5}},
         {"adapt.steps": 5},
+        {"prepare.flips": True},
         {"data": {"name": "scenes", "seed": 3}},
         {"metrics": ["cmmd"]},
         {"budget": "params:0.66"},

@@ -53,6 +53,23 @@ def test_a_method_ahead_of_all_is_recommended(make: SimpleNamespace) -> None:
     assert any(reason.startswith("contrastive + sinkhorn is ahead of taylor by 0.0") for reason in found.reasons)
 
 
+def test_what_another_candidate_is_ahead_of_is_not_chosen(make: SimpleNamespace) -> None:
+    """Both others are open against the best mean, but the dense model with fewer steps is behind the single one."""
+    records = only_of_each_sort(make)
+    figures = {"dense": [0.3, 0.3, 0.3], "taylor": [0.285, 0.28, 0.283], "contrastive": [0.2, 0.29, 0.31]}
+    for record in records:
+        for result in record.results:
+            if result.sampling_steps or result.name != "dense":
+                result.metrics[KEY] = figures[result.name.partition("+")[0].partition(",")[0]][record.config["seed"]]
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert found.advice.startswith("Not settled: contrastive")
+    assert "taylor is the choice that needs less" in found.advice
+
+
+def only_of_each_sort(make: SimpleNamespace) -> list[Record]:
+    return make.pair(3, evaluate__dense_steps=[10])
+
+
 def only(records: list[Record], *keys: str) -> None:
     """Leave these metrics alone."""
     for record in records:

@@ -150,6 +150,19 @@ def test_a_search_that_ends_far_from_the_target_says_so(open_work) -> None:
     assert [text for text in work.record.warnings if f"ended at {answer.uncalibrated:.3f}" in text]
 
 
+@pytest.mark.parametrize(("bias", "used"), [((1e6, 0.0, 0.0), "1.0"), ((0.0, 0.0, -1e6), "2.0"), (None, None)])
+def test_a_search_whose_prompts_go_to_few_experts_says_so(
+    bias: tuple[float, ...] | None, used: str | None, open_work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = open_work(router="random-codes", balancer="sinkhorn")
+    if bias:
+        monkeypatch.setattr(work.router_context.balancer, "serving_bias", lambda scores: torch.tensor(bias).double())
+    search(work)
+    told = [text for text in work.record.warnings if text.startswith("in effect only")]
+    assert len(told) == (used is not None)
+    assert all(text.startswith(f"in effect only {used} of 3 experts serve the training prompts.") for text in told)
+
+
 def test_without_distillation_nobody_asks_the_teacher(open_work) -> None:
     calls: list[int] = []
     alone = {"denoising": 1.0, "distillation": 0.0, "blocks": 0.0}

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
 from torch.nn.functional import one_hot
 
 import aptp
@@ -53,6 +54,31 @@ def test_no_other_routes_with_these_loads_score_more(seed: int, place: float, lo
     alike = every[(one_hot(every, 3).sum(1) == one_hot(route, 3).sum(0)).all(1)]
     total = scores.gather(1, route[:, None]).sum()
     assert float(total) == pytest.approx(float(scores.T[alike, torch.arange(7)].sum(1).max()))
+
+
+def largest_least_margin(scores: torch.Tensor, route: torch.Tensor) -> float:
+    """Of all biases that serve a route: max m with score_e + bias_e >= score_k + bias_k + m for all prompts, k ≠ e."""
+    experts = scores.shape[1]
+    rows, limits = [], []
+    for mine, expert in zip(scores.numpy(), route.tolist(), strict=True):
+        for other in {*range(experts)} - {expert}:
+            rows.append(np.append(np.eye(experts)[other] - np.eye(experts)[expert], 1))
+            limits.append(mine[expert] - mine[other])
+    found = linprog([*[0] * experts, -1], rows, limits, bounds=(None, None))
+    assert found.status == 0, found.message
+    return -found.fun
+
+
+@given(prompts=st.integers(6, 40), experts=st.integers(2, 4), seed=st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_no_bias_that_serves_the_same_has_a_larger_least_margin(prompts: int, experts: int, seed: int) -> None:
+    scores, some = scores_of(prompts, experts, seed), scores_of(1, experts, seed + 1)[0] / 2
+    route = serve(scores, some)
+    load = load_of(route, experts)
+    assume((load > 0).all())
+    bias = fit_bias(scores, even(prompts), COSTS[:experts], load, float(load @ COSTS[:experts]))
+    assert torch.equal(serve(scores, bias), route)
+    assert float(margins(scores, bias).min()) == pytest.approx(largest_least_margin(scores, route), abs=1e-7)
 
 
 @given(seed=st.integers(0, 10**6), place=st.floats(0.02, 0.98))

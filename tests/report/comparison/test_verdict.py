@@ -200,6 +200,36 @@ def test_one_seed_is_a_direction(make: SimpleNamespace) -> None:
     assert any("the only seed in common, too few for an interval" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize("key", [KEY, "clip_score_evaluator"])
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize(("taylor", "contrastive"), [(0.1, 0.3), (0.3, 0.1)])
+def test_the_one_with_the_better_figure_is_ahead(
+    key: str, seeds: int, taylor: float, contrastive: float, make: SimpleNamespace
+) -> None:
+    records = make.pair(seeds, evaluate__dense_steps=[])
+    for record in records:
+        record.results[-1].metrics[key] = taylor if record.results[-1].name == "taylor" else contrastive
+    only(records, key)
+    ahead, behind = ("taylor", "contrastive") if (taylor < contrastive) == (key == KEY) else ("contrastive", "taylor")
+    found = verdict(gather(make.sources(*records)), MAIN)
+    assert found.choice.startswith(ahead)
+    assert found.reasons[-1].startswith(f"{ahead} is ahead of {behind} ")
+    assert "too few for an interval" in found.reasons[-1] or seeds == 3
+
+
+@pytest.mark.parametrize(("first", "second"), [("taylor", "contrastive"), ("contrastive", "taylor")])
+def test_who_is_ahead_of_the_other_is_told_measure_by_measure(first: str, second: str, make: SimpleNamespace) -> None:
+    records = make.pair(3, evaluate__dense_steps=[])
+    only(records, KEY, "frechet_evaluator", "clip_score_evaluator")
+    for record in records:
+        mine = record.results[-1]
+        mine.metrics["frechet_evaluator"] = 0.1 if mine.name.startswith(first) else 0.2
+        mine.metrics["clip_score_evaluator"] = 90.0 if mine.name.startswith(first) else 95.0
+    reasons = verdict(gather(make.sources(*records)), MAIN).reasons
+    assert f"On Fréchet distance {first} is ahead." in reasons
+    assert f"On CLIP score {second} is ahead." in reasons
+
+
 def test_methods_off_the_budget_or_with_fewer_seeds_are_not_chosen(make: SimpleNamespace) -> None:
     records = [*make.study(3), make.record(0, pruner="obs")]
     settle(records, {"magnitude": 0.01, "obs": 0.01})

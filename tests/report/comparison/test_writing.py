@@ -290,6 +290,23 @@ def test_json_holds_the_figures_and_the_inputs(written: tuple[Path, Page]) -> No
     assert told["command"] == "aptp report runs/* --out out"
 
 
+def test_differences_have_the_sign_that_the_page_explains(written: tuple[Path, Page]) -> None:
+    folder, page = written
+    told = json.loads((folder / "report.json").read_text())
+    assert "Differences are method − contrastive + sinkhorn, seed by seed" in (folder / "report.md").read_text()
+    assert "Method − contrastive + sinkhorn, seed by seed" in page.text
+
+    def figures(name: str) -> list[float]:
+        return [row["figures"]["cmmd_evaluator"] for row in told["rows"] if row["method"] == name]
+
+    (setting,) = told["settings"]
+    for name in ("kmeans", "taylor"):
+        found = next(m for m in setting["methods"] if m["method"] == name)["differences"]["cmmd_evaluator"]
+        pairs = zip(figures(name), figures("contrastive + sinkhorn"), strict=True)
+        assert found["mean"] == pytest.approx(sum(mine - its for mine, its in pairs) / 3)
+        assert found["low"] < found["mean"] < found["high"]
+
+
 def test_markdown_has_the_same_tables(written: tuple[Path, Page]) -> None:
     text = (written[0] / "report.md").read_text()
     assert text.startswith("# Which method to use: pruning tiny to 66% of its MACs")

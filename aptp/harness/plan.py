@@ -23,6 +23,8 @@ from aptp.kept import check_folder
 
 PROBE = 4
 """Pictures in a timed call."""
+PNG = 0.6
+"""Bytes of a picture's file for a byte of its pixels: of photographs, drawings take less."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, the disk that the run's folder and its cache need, and its peak of tensor memory.
+    """All stages, the disk that the run's folder takes at most, what its cache needs, and its peak of tensor memory.
 
     In MB (10⁶ bytes), but for the cache.
     """
@@ -87,7 +89,8 @@ def _estimate(work: Workspace) -> Plan:
     draw = prompts * ((calls * (1 + target * methods) + dense_calls) * call + encode * drawn)
     exam, asked = _exam(config, len(work.chosen.validation), call)
     weights = sum(p.numel() * 4 for p in work.dense.parameters()) / 1e6
-    experts = weights * target * (config.experts + len(config.compare))
+    side = work.sample_size * work.pipeline.vae_scale_factor
+    shown = prompts * (1 + drawn) * PNG * 3 * side**2 / 1e6  # real ones, too
     whose = "expert" if config.recover.per == "expert" else "pruned model"
     stages = [
         PlannedStage("prepare", pictures * encode, f"encode {pictures:,} pictures and their captions"),
@@ -102,10 +105,27 @@ def _estimate(work: Workspace) -> Plan:
     activations = peak_memory_mb(work.denoiser, work.dense, work.sample_size, work.text_tokens) - weights
     return Plan(
         [stage for stage in stages if stage.seconds],
-        experts + 3 * weights,
+        _weights_mb(config, weights) + shown,
         need,
         weights + states + 3 * activations * max(config.search.batch, config.recover.batch) / 8,
     )
+
+
+def _weights_mb(config: RunConfig, dense: float) -> float:
+    """MB of experts, and of the two checkpoints that each phase of training leaves, given the dense weights' MB.
+
+    A checkpoint has the weights, and of all that are trained Adam's two moments.
+    """
+    target, recover = config.budget.target, config.recover
+    routed = config.experts if config.pruner is None else 1
+    singles = len(config.compare) + (routed == 1)
+    joint = recover.joint if routed > 1 else 0
+    own = target * (singles + (routed if routed > 1 and joint < 1 else 0))
+    kept = own + (joint == 1)  # of which all experts are slices then
+    checkpoint = 1 if recover.rank else 3
+    trained = 2 * checkpoint * ((1 if joint else 0) + own) if recover.steps else 0
+    adapted = 1 + 2 * 3 if config.adapt.steps else 0
+    return dense * (kept + trained + adapted)
 
 
 def _exam(config: RunConfig, held_out: int, call: float) -> tuple[float, int]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from aptp.config import RunConfig
+from aptp.config import RunConfig, layered
 from aptp.core.errors import RequestError
 from aptp.harness import plan
 from aptp.host import default_host
@@ -41,6 +41,33 @@ def test_tells_the_stages_and_leaves_no_file(
     assert "20 steps for 3 experts" in work["search"]
     assert "24 steps, 12 for each pruned model" in work["recover"]
     assert "20 noised pictures" in work["exam"]
+
+
+def test_a_run_takes_no_more_disk_than_was_said(finished, small_config: RunConfig, tmp_path: Path) -> None:
+    """Which is not much more than it takes; its reports and the router are of no size that a model has."""
+    planned = plan(small_config, tmp_path / "run", host=default_host())
+    kinds = (".safetensors", ".png")
+    files = [f for f in finished.out.rglob("*") if f.suffix in kinds and not {"router", "gallery"} & set(f.parts)]
+    taken = sum(f.stat().st_size for f in files if f.name != "search.safetensors") / 1e6
+    assert taken < planned.disk_mb < 4 * taken
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, 0.5 * 5 + 6 * (1 + 0.5 * 5)),
+        ({"compare": []}, 0.5 * 4 + 6 * (1 + 0.5 * 4)),
+        ({"recover.joint": 1}, 0.5 + 1 + 6 * (1 + 0.5)),
+        ({"recover.joint": 0}, 0.5 * 5 + 6 * 0.5 * 5),
+        ({"recover.rank": 4}, 0.5 * 5 + 2 * (1 + 0.5 * 5)),
+        ({"recover.steps": 0}, 0.5 * 5),
+        ({"pruner": "magnitude", "compare": []}, 0.5 + 6 * 0.5),
+        ({"adapt.steps": 1}, 0.5 * 5 + 6 * (1 + 0.5 * 5) + 7),
+    ],
+)
+def test_disk_is_that_of_experts_and_checkpoints(changes: dict, wanted: float) -> None:
+    config = layered(None, [{"budget": 0.5, "experts": 4}, changes])
+    assert plan.__globals__["_weights_mb"](config, 10.0) == pytest.approx(10 * wanted)
 
 
 def test_steps_of_every_expert_are_planned(small_config: RunConfig, tmp_path: Path) -> None:

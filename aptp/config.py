@@ -145,6 +145,11 @@ class SearchOptions(TrainingOptions):
 
     steps: int = Field(80, gt=0)
     rate: float = Field(0.05, gt=0)
+    code_rate: float | None = Field(
+        0.4,
+        gt=0,
+        description="the same of codes, whose logits are parameters themselves (the paper's own: `null`, `rate`)",
+    )
     start: Choice | None = Field(
         Choice(name="taylor"),
         description="static pruner whose scores of width gates the codes start from (the paper's own: none)",

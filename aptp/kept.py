@@ -13,7 +13,12 @@ from aptp.config import RunConfig, read_yaml
 from aptp.core.errors import RequestError
 from aptp.host import default_host
 
-ONCE: dict[str, Any] = {"search.start": None, "evaluate.exam": 128, "recover.restart": True}
+ONCE: dict[str, Any] = {
+    "search.start": None,
+    "search.code_rate": None,
+    "evaluate.exam": 128,
+    "recover.restart": True,
+}
 """What the lack of a key meant before it existed, where its part of a kept configuration is there."""
 
 

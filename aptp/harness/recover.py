@@ -92,8 +92,10 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             for index, architecture in enumerate(architectures) if joint < total else ():
                 own = work.path(f"checkpoints/recover-{index:02d}.safetensors")
                 if distributed.is_main() and not (own.exists() or before(own).exists()):
-                    expert = slice(together, work.space, architecture)
-                    save_expert(expert, architecture, work.path(expert_folder(index)))
+                    save_expert(
+                        slice(together, work.space, architecture), architecture, work.path(expert_folder(index))
+                    )
+            del together  # an expert that trains needs the room
             distributed.wait()
         shares = own_steps(work, route, load)
         phases = {i: OwnPhase((route == i).nonzero().flatten(), steps) for i, steps in enumerate(shares) if steps}
@@ -103,6 +105,7 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             expert = train_apart(work, index, phase, observe(f"expert {index}", joint + sum(shares[:index])))
             if distributed.is_main():
                 save_expert(expert, architectures[index], work.path(expert_folder(index)))
+            del expert
     if distributed.is_main():
         _join_logs(work, total)
     distributed.wait()
@@ -190,4 +193,4 @@ def _train(
             warn=work.warn,
             part=part,
         )
-    student.requires_grad_(False).eval()
+    student.requires_grad_(False).eval().zero_grad()

@@ -383,10 +383,17 @@ def _row(work: Workspace, method: _Method, questions: evaluate.Questions) -> tup
 def _timed(work: Workspace, stage: str) -> Iterator[None]:
     """Add a stage's wall time to the record and save it; a resumed stage adds to what it took before."""
     start, seconds = time.monotonic(), work.record.seconds
+    before = seconds.get(stage, 0.0)
+
+    def count() -> None:
+        seconds[stage] = round(before + time.monotonic() - start, 3)
+
+    work.count_time = count  # at once, too, for a run that is killed
     try:
         yield
     finally:
-        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+        work.count_time = None
+        count()
         work.keep()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aptp.bundle import expert_folder
+from aptp.bundle import expert_folder, load_bundle
 from aptp.core import distributed
 from aptp.core.architecture import Architecture, harden
 from aptp.core.calibration import calibrate, expected_cost
@@ -42,7 +42,19 @@ class Found:
 
 def search(work: Workspace) -> Found:
     """Train the router, if it learns (or ask the static pruner); fit serving bias and threshold on training prompts."""
-    return _learned(work) if work.pruner is None else _pruned(work, work.pruner)
+    found = _learned(work) if work.pruner is None else _pruned(work, work.pruner)
+    return _as_served(work, found) if work.sliced else found
+
+
+def _as_served(work: Workspace, found: Found) -> Found:
+    """What was found as the run has it on disk: decided on another machine, near ties may have fallen otherwise."""
+    kept = load_bundle(work.out, work.host, work.encoder)
+    work.router.load_state_dict(kept.router.state_dict())
+    homes = [work.path(expert_folder(index)) for index in range(len(kept.fractions))]
+    architectures = [Architecture(work.space, Architecture.load(home / "architecture.json").gates) for home in homes]
+    load = torch.tensor(kept.load, dtype=torch.float64)
+    expected = expected_cost(work.cost_model, torch.stack([each.gates for each in architectures]), load)
+    return replace(found, architectures=architectures, bias=kept.own_bias, load=load, expected=expected)
 
 
 def _learned(work: Workspace) -> Found:
@@ -52,11 +64,11 @@ def _learned(work: Workspace) -> Found:
     if work.router.learns:
         _train_router(work)
     work.router.eval()
-    scores = work.scores(work.train)
+    scores = distributed.shared(work.scores(work.train))
     bias = work.router_context.balancer.serving_bias(scores)
     load = load_of(serve(scores, bias), scores.shape[1])
     with torch.no_grad():
-        soft = work.router.codes().cpu()
+        soft = distributed.shared(work.router.codes().cpu())
     target = work.config.budget.target
     threshold = calibrate(work.cost_model, soft, load, target)
     gates = harden(work.space, soft, threshold)
@@ -137,4 +149,5 @@ def _train_router(work: Workspace) -> None:
         return {**seen, **terms, "cost": cost.mean(), "loss": seen["loss"] + of_router}
 
     with recomputing(work.dense, config.checkpointing):
-        work.fit("search", "searching for experts", router, options, learn)
+        rates = dict.fromkeys(router.logits, (options.code_rate or options.rate) / options.rate)
+        work.fit("search", "searching for experts", router, options, learn, rates)

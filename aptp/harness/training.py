@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -274,6 +274,7 @@ def train(
     observe: Observe,
     warn: Callable[[str], None],
     part: tuple[float, float] = WHOLE,
+    rates: Mapping[str, float] | None = None,
 ) -> None:
     """Train the parameters of `module` with AdamW, from the checkpoint on.
 
@@ -286,12 +287,17 @@ def train(
             process alone.
         warn: told of a checkpoint that is damaged.
         part: of the rate's schedule, what this phase takes.
+        rates: what the rate is multiplied by, by the name of a parameter; 1 for those that are not named.
 
     Raises:
         FloatingPointError: if the loss is not finite.
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=0.0)
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for _, parameter in named]
+    by_rate: dict[float, list[Tensor]] = {}
+    for name, parameter in named:
+        by_rate.setdefault((rates or {}).get(name, 1.0), []).append(parameter)
+    optimizer = torch.optim.AdamW([{"params": those} for those in by_rate.values()], lr=options.rate, weight_decay=0.0)
     saved = Checkpoint(checkpoint, module, optimizer)
     with distributed.main_first():
         start = saved.restore(warn)
@@ -302,7 +308,8 @@ def train(
         observe(step, values)
     next_save = time.monotonic() + CHECKPOINT_SECONDS
     for step in range(start, steps):
-        optimizer.param_groups[0]["lr"] = options.rate * rate_factor(options, steps, step, part)
+        for group, factor in zip(optimizer.param_groups, by_rate, strict=True):
+            group["lr"] = factor * options.rate * rate_factor(options, steps, step, part)
         optimizer.zero_grad(set_to_none=True)
         scalars = _means(learn(step))
         if not math.isfinite(scalars["loss"]):

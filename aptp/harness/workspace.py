@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+KEEP_SECONDS = 15.0
+"""Time between two savings of the record while a stage trains."""
 SHARED = ("denoiser", "space", "encoder", "preparer", "text_tokens", "exam", "trackers", "_costs")
 """What depends on models, data, granularity and budget alone, and is made once for all methods of a run."""
 
@@ -64,9 +68,12 @@ class Workspace:
     chosen: Chosen
     elsewhere: Start | None = None
     """Starts what can be done apart; without it, all is done in this process."""
+    count_time: Callable[[], None] | None = None
+    """Adds to the record what the stage under way has taken so far."""
     train: Pictures = field(init=False)
     validation: Pictures = field(init=False)
     architectures: list[Architecture] = field(init=False)
+    _kept: float = field(default=-math.inf, init=False)
 
     @classmethod
     def open(cls, config: RunConfig, out: Path, host: Host, progress: Progress, record: Record) -> Workspace:
@@ -293,6 +300,7 @@ class Workspace:
         module: nn.Module,
         options: TrainingOptions,
         learn: Callable[[int], dict[str, Tensor]],
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         """Train a module as a whole stage, with its checkpoint, log, observers and a progress bar called `task`."""
         with self.progress.task(task, options.steps) as advance:
@@ -311,6 +319,7 @@ class Workspace:
                 learn=learn,
                 observe=observe,
                 warn=self.warn,
+                rates=rates,
             )
 
     def step_ended(self, stage: str, step: int, total: int, values: dict[str, float]) -> None:
@@ -318,6 +327,9 @@ class Workspace:
         self.host.hook.aptp_step_end(step=StepEvent(stage=stage, step=step, total=total, values=values))
         if self.trackers:
             self.trackers.log(f"{self.method}/{stage}", values)
+        if self.count_time and time.monotonic() > self._kept + KEEP_SECONDS:
+            self.count_time()
+            self.keep()
 
     @property
     def method(self) -> str:
@@ -332,6 +344,7 @@ class Workspace:
 
     def keep(self) -> None:
         """Save the record; the main process's work."""
+        self._kept = time.monotonic()
         if distributed.is_main():
             self.record.save(self.path("record.json"))
 

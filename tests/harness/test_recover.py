@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -108,6 +110,23 @@ def test_guidance_teaches_each_picture_with_its_caption_and_without(open_work, m
         assert torch.equal(example.timesteps[:4], example.timesteps[4:])
         assert torch.equal(text[4:], nothing.to(text).expand_as(text[4:]))
         assert not torch.equal(text[:4], text[4:])
+
+
+def test_what_is_trained_keeps_no_gradients_and_no_others(open_work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an expert begins its own phase, of all that was trained before nothing is left but files."""
+    work = open_work(**SPLIT, recover={"steps": 4, "joint": 0.5})
+    begun, students, learn = found(work, 2), weakref.WeakSet(), work.distiller.learn
+
+    def spy(student, *given):
+        students.add(student)
+        gc.collect()
+        assert list(students) == [student]
+        return learn(student, *given)
+
+    monkeypatch.setattr(work.distiller, "learn", spy)
+    make_experts(work, begun)
+    recover(work, begun.architectures, torch.zeros(2).double())
+    assert all(parameter.grad is None for student in students for parameter in student.parameters())
 
 
 def test_where_all_is_joint_experts_are_slices_of_one_set(open_work) -> None:

@@ -28,12 +28,13 @@ from pathlib import Path
 import faiss, torch
 from aptp.config import load_config
 from aptp.core.progress import Quiet
-from aptp.harness import run, training
+from aptp.harness import run, training, workspace
 from aptp.host import default_host
 
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
 training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = 0.0, float("inf")
+workspace.KEEP_SECONDS = 0.0
 host = default_host()
 run(load_config(file=sys.argv[1]).resolved(host), Path(sys.argv[2]), resume=True, host=host, progress=Quiet())
 """
@@ -75,6 +76,12 @@ def killed_in_search(config: RunConfig, tmp_path_factory: pytest.TempPathFactory
     run_until(config, out, "logs/search.jsonl", 9)
     assert lines(out / "logs/search.jsonl") < config.search.steps
     return out
+
+
+def test_what_was_killed_counts_its_time(killed_in_search: Path) -> None:
+    seconds = Record.load(killed_in_search / "record.json").seconds
+    assert list(seconds) == ["prepare", "search"]
+    assert seconds["search"] > 0
 
 
 def damage(checkpoint: Path) -> None:

@@ -54,7 +54,13 @@ def test_draws_of_neighbouring_steps_are_unrelated() -> None:
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.1
 
 
-def fit(folder: Path, module: nn.Module, stop: int | None = None, warnings: list[str] | None = None) -> list[float]:
+def fit(
+    folder: Path,
+    module: nn.Module,
+    stop: int | None = None,
+    warnings: list[str] | None = None,
+    rates: dict[str, float] | None = None,
+) -> list[float]:
     """Ten steps towards zero; `stop` interrupts before that step."""
     losses: list[float] = []
 
@@ -75,6 +81,7 @@ def fit(folder: Path, module: nn.Module, stop: int | None = None, warnings: list
         learn=learn,
         observe=lambda step, values: losses.append(round(values["loss"], 6)),
         warn=warnings.append if warnings is not None else pytest.fail,
+        rates=rates,
     )
     return losses
 
@@ -108,6 +115,29 @@ def test_resumed_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, monkey
     assert len(warnings) == 1
     assert torch.equal(whole.weight, other.weight)
     assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "resumed/log.jsonl").read_bytes()
+
+
+def test_parameters_have_rates_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam's first step moves a parameter by its rate; and a resumed stage goes on with each parameter's own state."""
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("aptp.harness.training.CHECKPOINT_SHARE", math.inf)
+    rates = {"weight": 0.25, "nobody's": 9.0}
+    module, whole, halted = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
+    for other in (whole, halted):
+        other.load_state_dict(module.state_dict())
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "one", module, stop=1, rates=rates)
+    for name, rate in (("weight", 0.025), ("bias", 0.1)):
+        moved = (module.get_parameter(name) - before[name]).abs()
+        torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-6)
+    fit(tmp_path / "whole", whole, rates=rates)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "halted", halted, stop=5, rates=rates)
+    again = nn.Linear(3, 2)
+    fit(tmp_path / "halted", again, rates=rates)
+    assert torch.equal(again.weight, whole.weight)
+    assert torch.equal(again.bias, whole.bias)
 
 
 def test_micro_batches_are_equal_parts_of_the_batch() -> None:

@@ -23,9 +23,7 @@ def some_of(points: Float[Tensor, "points width"], seed: int) -> Float[Tensor, "
     return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:MOST].sort().values]
 
 
-def k_means(
-    points: Float[Tensor, "points width"], count: int, seed: int, tries: int = 1
-) -> Float[Tensor, "count width"]:
+def k_means(points: Float[Tensor, "points width"], count: int, seed: int) -> Float[Tensor, "count width"]:
     """Centres of `count` clusters, in float32 on the CPU.
 
     Raises:
@@ -37,7 +35,8 @@ def k_means(
     points = points.detach().float().cpu()
     if not points.square().sum().isfinite():
         raise FloatingPointError("clusters are asked of values that are not finite, or too large; lower search.rate.")
-    kmeans = faiss.Kmeans(points.shape[1], count, seed=seed, min_points_per_centroid=1, niter=25, nredo=tries)
+    all_points = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}  # by default some are left out
+    kmeans = faiss.Kmeans(points.shape[1], count, seed=seed, niter=25, nredo=TRIES, **all_points)
     kmeans.train(points.numpy())
     return torch.from_numpy(kmeans.centroids)
 
@@ -54,7 +53,7 @@ class Clusters(nn.Module):
         embeds, experts = context.prompts.embeds, context.num_experts
         centres = torch.zeros(experts, embeds.shape[1])
         if len(embeds):
-            centres = k_means(some_of(embeds, context.seed), experts, context.seed, TRIES)
+            centres = k_means(some_of(embeds, context.seed), experts, context.seed)
         self.register_buffer("centres", centres)
 
     def forward(self, prompts: PromptBatch) -> Float[Tensor, "batch experts"]:

@@ -72,6 +72,17 @@ def test_points_without_distances_are_told_and_do_not_end_the_program(value: flo
         k_means(points, 3, seed=0)
 
 
+def test_centres_are_those_of_all_points() -> None:
+    """Of far more than faiss looks at by itself, 256 a centre: each centre is the mean of the points nearest to it."""
+    points = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0))
+    points[:, 0] += torch.arange(5000) % 4 * 20.0
+    centres = k_means(points, 4, seed=0)
+    nearest = torch.cdist(points, centres).argmin(1)
+    assert sorted(nearest.bincount().tolist()) == [1250] * 4, "no two share a cluster"
+    means = torch.stack([points[nearest == place].mean(0) for place in range(4)])
+    torch.testing.assert_close(centres, means, rtol=1e-4, atol=1e-4)
+
+
 def test_clusters_of_very_many_prompts_are_looked_for_among_a_choice() -> None:
     points = torch.arange(MOST + 1000.0)[:, None]
     assert torch.equal(some_of(points[:MOST], 0), points[:MOST])

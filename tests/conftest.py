@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 settings.register_profile(
     "aptp", max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile(
+    "thorough", settings.get_profile("aptp"), max_examples=200, derandomize=False
+)  # pytest --hypothesis-profile=thorough
 settings.load_profile("aptp")
 
 

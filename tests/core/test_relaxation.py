@@ -52,7 +52,7 @@ def test_depth_goes_from_the_inside_out(seed, scale, noise, hard):
         relaxation(noise=noise).soft(logits),
     ):
         along = gates[:, SPACE.depth_order]
-        assert (along.diff(dim=-1) <= 0).all()
+        assert (along.diff(dim=-1) <= 1e-6).all(), "up to rounding"
 
 
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1.0, 100.0, 1e6, 1e30]))

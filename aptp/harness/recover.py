@@ -98,6 +98,8 @@ def recover(work: Workspace, architectures: list[Architecture], bias: Float[Tens
             del together  # an expert that trains needs the room
             distributed.wait()
         shares = own_steps(work, route, load)
+        if idle := [str(i) for i, steps in enumerate(shares) if not joint and not steps and load[i]]:
+            work.warn(f"experts that serve without a step of recovery: {', '.join(idle)}; raise recover.steps.")
         phases = {i: OwnPhase((route == i).nonzero().flatten(), steps) for i, steps in enumerate(shares) if steps}
         if work.elsewhere and len(phases) > 1:
             spread(work, phases, work.elsewhere)

@@ -79,6 +79,16 @@ def test_an_expert_that_serves_nobody_keeps_its_slice(open_work) -> None:
     assert [line["expert"] for line in lines] == [1, 1, 1]
 
 
+def test_an_expert_that_serves_few_and_gets_no_step_is_told_of(open_work) -> None:
+    work = open_work(**SPLIT, recover={"steps": 1, "joint": 0.0})
+    begun = found(work, 2)
+    make_experts(work, begun)
+    recover(work, begun.architectures, torch.zeros(2).double())
+    (expert,) = {line["expert"] for line in log_of(work)}
+    (said,) = [text for text in work.record.warnings if "without a step" in text]
+    assert said == f"experts that serve without a step of recovery: {1 - expert}; raise recover.steps."
+
+
 @pytest.mark.parametrize("joint", [0.0, 1.0])
 def test_guidance_teaches_each_picture_with_its_caption_and_without(open_work, monkeypatch, joint: float) -> None:
     work = open_work(experts=2, recover={"steps": 2, "batch": 8, "joint": joint, "guidance": 3.0})

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aptp.config import RunConfig, read_yaml
+from aptp.config import Choice, RunConfig, read_yaml
 from aptp.core.errors import RequestError
 from aptp.host import default_host
 
@@ -20,6 +20,21 @@ ONCE: dict[str, Any] = {
     "recover.restart": True,
 }
 """What the lack of a key meant before it existed, where its part of a kept configuration is there."""
+
+
+OF_A_SEARCH = ("search.code_rate",)
+"""Of these, what means nothing where nothing is searched."""
+
+
+def searches(config: Mapping[str, Any]) -> bool:
+    """Whether a kept configuration searches for its codes; one of a pruner that nobody knows any more may."""
+    pruner = config.get("pruner")
+    if pruner is None:
+        return True
+    try:
+        return bool(default_host().target("pruner", Choice.model_validate(pruner).name).searches)
+    except RequestError:
+        return True
 
 
 def once(kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +60,7 @@ def difference(config: RunConfig, kept: Mapping[str, Any]) -> str | None:
     kept = {name: dict(part) if isinstance(part, Mapping) else part for name, part in kept.items()}
     for name, value in once(kept).items():
         part, key = name.split(".")
-        kept[part][key] = value
+        kept[part][key] = value if name not in OF_A_SEARCH or searches(kept) else getattr(config.search, key)
     try:
         theirs = RunConfig.model_validate(kept).resolved(default_host()).settled()
     except (ValidationError, RequestError):

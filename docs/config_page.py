@@ -36,8 +36,9 @@ balancer: {name: sinkhorn, epsilon: 0.05}
 ```
 
 On the command line: `--balancer sinkhorn --set balancer.epsilon=0.05`. A text `NAME:ARGUMENT` gives the strategy's
-first option, as in `--data imagefolder:photos/`. A budget is a choice of an estimator with a target: `macs:0.66`, or
-`0.66`.
+first option, as in `--data imagefolder:photos/`. Where a preset or a file has named a strategy already, its
+name again keeps the options given there, and another name or an argument drops them. A budget is a choice of an
+estimator with a target: `macs:0.66`, or `0.66`.
 """
 
 WEIGHTS = {

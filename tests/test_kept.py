@@ -61,6 +61,14 @@ def test_what_an_earlier_version_did_not_know_is_what_it_did(tmp_path: Path) -> 
             check_folder(other, tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(("pruner", "searched"), [(None, True), ("learned", True), ("taylor", False)])
+def test_codes_were_searched_at_the_rate_of_all_else(pruner: str | None, searched: bool) -> None:
+    then, now = asked(pruner=pruner, search={"code_rate": None}), asked(pruner=pruner)
+    kept = kept_by_an_earlier_version(then, "search.code_rate")
+    assert same_request(then, kept)
+    assert same_request(now, kept) == (not searched), "where nothing is searched it is nothing"
+
+
 @pytest.mark.parametrize(
     "flags",
     [

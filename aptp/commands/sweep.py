@@ -119,16 +119,34 @@ def _shared(asked: Sweep, assignments: list[str]) -> dict[str, Any]:
     """What `--set` says about all runs. Raises `RequestError` where they differ in that, or in an option of it."""
     from aptp.config import assignment
 
-    parts = [asked.grid, *(run.set for run in asked.runs), *(run.grid for run in asked.runs)]
-    varied = {key for part in parts for key in part}
+    varied: dict[str, list[Any]] = {}
+    for part in (asked.grid, *(run.grid for run in asked.runs)):
+        for key, values in part.items():
+            varied.setdefault(key, []).extend(values)
+    for run in asked.runs:
+        for key, value in run.set.items():
+            varied.setdefault(key, []).append(value)
     shared: dict[str, Any] = {}
     for text in assignments:
         ((key, value),) = assignment(text).items()
-        if both := sorted(other for other in varied if f"{other}.".startswith(f"{key}.")):
+        if both := sorted(other for other, values in varied.items() if _meet(key, other, values)):
             raise RequestError(f"--set {text} sets what the sweep varies; drop it, or {both[0]!r} from the sweep.")
         shared.pop(key, None)
         shared[key] = value
     return shared
+
+
+def _meet(key: str, other: str, values: list[Any]) -> bool:
+    """Whether one key is, or is a part of, the other; but for an option of strategies that mere names leave open."""
+    if f"{other}.".startswith(f"{key}."):
+        return True
+    if not f"{key}.".startswith(f"{other}."):
+        return False
+    option = key.removeprefix(f"{other}.")
+    if other == "budget":
+        return option in ("name", "target") or any(isinstance(value, dict) for value in values)
+    names = all(isinstance(value, str) and ":" not in value for value in values)
+    return not names or option in ("name", "argument")
 
 
 @contextmanager

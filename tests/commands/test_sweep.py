@@ -89,6 +89,17 @@ def test_flags_are_a_grid(conductor: Conductor) -> None:
     assert Path("runs/sweep", first.name, "record.json").is_file()
 
 
+def test_an_option_of_what_is_varied_is_every_runs(conductor: Conductor) -> None:
+    assert invoke("--balancer", "sinkhorn,unbalanced", "--set", "balancer.epsilon=0.3", "--out", "x").exit_code in (
+        0,
+        1,
+    )
+    assert [cell.config.balancer.options["epsilon"] for cell in conductor.cells] == [0.3, 0.3]
+    assert invoke("--budget", "latency:0.7,latency:0.5", "--set", "budget.batch=1", "--out", "y").exit_code in (0, 1)
+    assert [cell.config.budget.options["batch"] for cell in conductor.cells] == [1, 1]
+    assert [cell.config.budget.target for cell in conductor.cells] == [0.7, 0.5]
+
+
 def test_results_are_kept_in_a_folder(conductor: Conductor) -> None:
     Path("kept").write_text("")
     result = invoke("--seed", "0", "--results", "kept")
@@ -149,6 +160,11 @@ def test_a_dry_run_lists_the_runs(conductor: Conductor) -> None:
         (["--balancer", "sinkhorn,none", "--set", "balancer.epsilon=0.1"], "'epsilon'"),
         (["--balancer", "sinkhorn", "--set", "balancer=none"], "--set balancer=none sets what the sweep varies"),
         (["--set", "balancer=none", "v.yaml"], "--set balancer=none sets what the sweep varies"),
+        (["--balancer", "sinkhorn:0.1", "--set", "balancer.epsilon=0.3"], "sets what the sweep varies"),
+        (["--router", "kmeans,random", "--set", "router.name=random"], "sets what the sweep varies"),
+        (["--budget", "0.5,0.66", "--set", "budget.target=0.5"], "sets what the sweep varies"),
+        (["w.yaml", "--set", "recover.weights.distillation=1"], "sets what the sweep varies"),
+        (["w.yaml", "--set", "balancer.epsilon=1"], "sets what the sweep varies"),
         (["--seed", "0,,1"], "--seed '0,,1' has an empty value"),
         (["--seed", "0,1,0"], "0 more than once for 'seed'"),
         (["--router", "kmeans", "--pruner", "random"], "drop it, or --router kmeans"),
@@ -161,6 +177,10 @@ def test_bad_requests_are_refused_before_the_first_run(
     arguments: list[str], named: str, conductor: Conductor, refusal
 ) -> None:
     Path("s.yaml").write_text("grid: {seed: [0]}\nruns: [{name: a, set: {experts: 2}}]\n")
+    Path("w.yaml").write_text(
+        "runs:\n- name: a\n  set:\n    recover.weights: {denoising: 1, distillation: 0, blocks: 0}\n"
+        "    balancer: {name: sinkhorn, epsilon: 2}\n"
+    )
     Path("v.yaml").write_text("grid: {balancer.epsilon: [0.1, 0.2]}\n")
     assert named in refusal(invoke(*arguments))
     assert conductor.cells is None

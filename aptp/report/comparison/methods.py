@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from aptp.config import RunConfig
 from aptp.core.record import Record, Result
-from aptp.kept import ONCE, once
+from aptp.kept import ONCE, once, searches
 from aptp.report.comparison.protocols import belongs_to_protocol
 
 Flat = dict[str, str]
@@ -30,6 +30,7 @@ OF_EXPERTS = ("encoder", "recover.joint", "recover.restart", "recover.share")
 """Starts of the names of settings that a single model does not have."""
 OF_SEARCH = ("search.", "relaxation.")
 """Nor these, unless it is found by a search."""
+OF_START = ("search.start", "search.steepness")
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,11 @@ def config_of(record: Record, result: Result) -> Flat:
         config |= {"router": None, "balancer": None, "experts": None}
     parts = {key: value for key, value in config.items() if value is not None}
     found = {**_defaults(), **{key: text(value) for key, value in once(parts).items()}, **flat(parts)}
-    none = (OF_EXPERTS if result.search_steps else OF_EXPERTS + OF_SEARCH) if alone else ()
-    return {key: value for key, value in found.items() if not key.startswith(none)}
+    if alone:
+        none = OF_EXPERTS if searches(config) else OF_EXPERTS + OF_SEARCH
+        return {key: value for key, value in found.items() if not key.startswith(none)}
+    idle = result.search_steps == 0  # then nothing of a search but where it would have started
+    return {k: v for k, v in found.items() if not (idle and k.startswith("search.") and not k.startswith(OF_START))}
 
 
 def _name(choice: Any) -> str:

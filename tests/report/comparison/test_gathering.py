@@ -54,6 +54,21 @@ def test_a_learned_code_is_named_after_its_search_and_a_pruner_without_one_is_no
     assert names(found)[4:] == ["learned", "learned, relaxation.offset=1, search.rate=0.2", "taylor"]
 
 
+def test_what_an_earlier_version_searched_is_not_taken_for_todays(make: SimpleNamespace) -> None:
+    """Nor is what it did not search told apart from it."""
+    rows = [{}, {"pruner": "learned"}, {"pruner": "taylor"}, {"router": "random-codes", "balancer": "none"}]
+    records = [make.record(seed, **row) for row in rows for seed in range(2)]
+    for record in records:
+        if record.config["seed"]:
+            del record.config["search"]["code_rate"]
+            if record.config["pruner"]:
+                record.results[-1].search_steps = None
+    assert sorted(names(gather(make.sources(*records)))[4:]) == [
+        "contrastive", "contrastive, search.code_rate=null", "learned", "learned, search.code_rate=null",
+        "random-codes", "taylor",
+    ]  # fmt: skip
+
+
 def test_a_lone_balancer_is_not_named_but_may_be_asked_for(make: SimpleNamespace) -> None:
     runs = make.sources(make.record(0), make.record(0, pruner="taylor"))
     assert names(gather(runs))[-2:] == ["contrastive", "taylor"]

@@ -153,7 +153,8 @@ def save_router(
 ) -> None:
     """Write a router's folder; `router.json` comes last, so a folder that has it is whole.
 
-    The encoder is named with the commit that it was, where it came from the hub, and with its fingerprint.
+    The encoder is named with the commit that it was, where it came from the hub, and with its fingerprint. Folders are
+    named as they were given, and from which folder (see `found_from`).
     `training` are the training prompts to keep, at least one.
     """
     write_json(folder / "space.json", space.to_dict())
@@ -179,12 +180,19 @@ def save_router(
             "fractions": fractions,
             "load": load.tolist(),
             "budget": budget.model_dump(mode="json"),
+            "home": str(Path.cwd()),
             "model": model,
             "model_fingerprint": model_fingerprint,
             "component": denoiser.component,
             "call_options": dict(denoiser.call_options),
         },
     )
+
+
+def found_from(home: str | None, name: str) -> str:
+    """A folder's name as it is found here: as it is, or from `home`, where the run was made; another name as it is."""
+    there = Path(home or "", name)
+    return str(there) if home and not Path(name).expanduser().is_dir() and there.is_dir() else name
 
 
 def load_finished(run: Path, host: Host) -> Bundle:
@@ -239,6 +247,9 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
             raise ValueError("it does not say which prompt encoder it was trained with.")
         carried = manifest and any(name.startswith(f"{ENCODER}/") for name in manifest.files)
         own = {"model": str(run / ENCODER)} if carried else {}
+        home = None if manifest else data.get("home")
+        if isinstance(named := encoder.options.get("model"), str) and not carried:
+            own = {"model": found_from(home, named)}
         router = host.create("router", router_choice.name, router_choice.options)
         router.setup(
             RouterContext(
@@ -282,7 +293,7 @@ def load_bundle(run: Path, host: Host, loaded: PromptEncoder | None = None) -> B
             fractions,
             load,
             budget and BudgetChoice(**budget),
-            str(data["model"]),
+            found_from(home, str(data["model"])),
             str(data["model_fingerprint"]),
             str(data["component"]),
             call_options,

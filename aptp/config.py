@@ -144,7 +144,7 @@ class SearchOptions(TrainingOptions):
     """The search for codes; weights of the denoiser are frozen."""
 
     steps: int = Field(80, gt=0)
-    rate: float = Field(0.05, gt=0)
+    rate: float = Field(0.05, gt=0, description="learning rate of AdamW, of a router's other parameters than its codes")
     code_rate: float | None = Field(
         0.4,
         gt=0,

@@ -92,12 +92,6 @@ def load_pipeline(name: str, device: torch.device) -> DiffusionPipeline:
     return pipeline.to(device)
 
 
-def anywhere(name: str) -> str:
-    """A name that means the same from any folder: that of one is made absolute."""
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if name not in EMBEDDED and folder.is_dir() else name
-
-
 def model_folder(name: str) -> Path:
     """The folder of a model, fetched from the hub if need be. Raises `RequestError` if it cannot be had."""
     source = find_model(name)

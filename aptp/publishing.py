@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aptp.api import denoiser_of
-from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder
+from aptp.bundle import CALIBRATION, ENCODER, MODEL, Bundle, expert_folder, found_from
 from aptp.core.architecture import Architecture
 from aptp.core.errors import RequestError
 from aptp.core.files import check_new, settle, write_json, write_text
@@ -136,8 +136,9 @@ def _assemble(bundle: Bundle, made: Path) -> None:
     for paper in papers:
         shutil.copyfile(paper, made / MODEL / paper.name)
     router = json.loads((made / "router/router.json").read_text(encoding="utf-8"))
-    router["model"] = _public(router["model"])
-    encoder = router["encoder"].get("model")
+    home = router.pop("home", None)
+    router["model"] = _public(bundle.model)
+    encoder = router["encoder"].get("model") and found_from(home, router["encoder"]["model"])
     if encoder and (folder := Path(encoder).expanduser()).is_dir():
         found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if may_travel(path))
         _copy(folder, made / ENCODER, (file for file in found if not any(part.startswith(".") for part in file.parts)))

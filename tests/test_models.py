@@ -19,7 +19,6 @@ from aptp.core.errors import RequestError
 from aptp.harness import plan
 from aptp.host import default_host
 from aptp.models import (
-    anywhere,
     device_of,
     find_model,
     fingerprint,
@@ -59,17 +58,6 @@ def test_t5_keeps_its_feed_forwards_out_of_float16() -> None:
     assert encoder.dtype == torch.float16
     assert encoder(torch.tensor([[1, 2]])).last_hidden_state.isfinite().all()
     assert {value.dtype for value in other.parameters()} == {torch.bfloat16}
-
-
-def test_folders_are_named_so_that_they_are_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "someone/model").mkdir(parents=True)
-    (tmp_path / "tiny").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for name in ("someone/model", "./someone/model", str(tmp_path / "someone/model")):
-        assert anywhere(name) == str(tmp_path / "someone/model")
-    assert [anywhere(name) for name in ("tiny", "someone/other@v1")] == ["tiny", "someone/other@v1"]
 
 
 def test_loads_frozen_in_float32(sd_folder: Path) -> None:

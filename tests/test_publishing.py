@@ -129,6 +129,28 @@ def test_a_static_pruner_is_a_bundle_too(finished, tmp_path: Path) -> None:
     assert np.array_equal(drawn(aptp.load(tmp_path / "bundle", device="cpu")), drawn(static))
 
 
+def test_a_run_is_served_from_another_folder_than_where_it_was_made(
+    finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model and its encoder were given as relative paths; and a bundle of it knows nothing of where that was."""
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
+    home = tmp_path / "home"
+    shutil.copytree(finished.config.model, home / "models/sd")
+    shutil.copytree(package_folder(), home / "words")
+    given = {"name": "sentence-transformers", "model": "words", "max_tokens": 24}
+    edit(run / "router/router.json", lambda data: data.update(home=str(home), model="models/sd", encoder=given))
+    monkeypatch.chdir(tmp_path)
+    routes = aptp.load(run, device="cpu").route(PROMPTS)
+    aptp.load(run, device="cpu").save_pretrained(tmp_path / "bundle")
+    assert b"home" not in (tmp_path / "bundle/router/router.json").read_bytes()
+    run.rename(home / "run")
+    monkeypatch.chdir(home)
+    edit(home / "run/router/router.json", lambda data: data.update(home="/nowhere"))
+    assert aptp.load(home / "run", device="cpu").route(PROMPTS) == routes
+    shutil.rmtree(home)
+    assert aptp.load(tmp_path / "bundle", device="cpu").route(PROMPTS) == routes
+
+
 def test_an_encoder_of_this_machine_travels(finished, bundle: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("*.png", "checkpoints")))
     encoder = Path(shutil.copytree(package_folder(), tmp_path / "words"))

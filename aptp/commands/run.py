@@ -145,7 +145,7 @@ def _show_plan(plan: Plan, folder: Path) -> None:
     total = duration(sum(stage.seconds for stage in plan.stages))
     show(
         table(("stage", "expected time", "what"), [*rows, ("in all", total, "")]),
-        f"disk: at most some {plan.disk_mb:,.0f} MB, in {folder}",
+        f"disk: about {plan.disk_mb:,.0f} MB, in {folder}",
         f"cache: {plan.cache}",
         f"memory: {plan.memory_mb:,.0f} MB",
     )

@@ -83,7 +83,7 @@ class Router(nn.Module, ABC):
     Options: ClassVar[type[BaseModel]]
     learns_routes: ClassVar[bool] = True
     """Whether its scores change with training; otherwise a balancer that works by a loss has nothing to move."""
-    logits: ClassVar[tuple[str, ...]] = ("code_logits",)
+    code_parameters: ClassVar[tuple[str, ...]] = ("code_logits",)
     """Names of parameters, if it has them, that are logits of gates themselves: a search trains them at their own rate.
 
     A step of Adam moves such a logit by the rate, and one that a predictor adds up by its embedding's absolute sum

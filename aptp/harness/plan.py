@@ -38,7 +38,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, the disk that the run's folder takes at most, what its cache needs, and its peak of tensor memory.
+    """All stages, about the disk that the run's folder takes, what its cache needs, and its peak of tensor memory.
 
     In MB (10⁶ bytes), but for the cache.
     """
@@ -112,9 +112,10 @@ def _estimate(work: Workspace) -> Plan:
 
 
 def _weights_mb(config: RunConfig, dense: float) -> float:
-    """MB of experts, and of the two checkpoints that each phase of training leaves, given the dense weights' MB.
+    """About the MB of experts, and of the two checkpoints that each phase of training leaves, given the dense weights'.
 
-    A checkpoint has the weights, and of all that are trained Adam's two moments.
+    A checkpoint has the weights, and of all that are trained Adam's two moments. Adaptation trains text encoders, too,
+    whose part is not counted.
     """
     target, recover = config.budget.target, config.recover
     routed = config.experts if config.pruner is None else 1

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from aptp.bundle import MODEL, check_experts, load_bundle, save_router
-from aptp.config import Choice, RunConfig
+from aptp.config import RunConfig
 from aptp.core import distributed
 from aptp.core.child import Start
 from aptp.core.errors import RequestError
@@ -40,7 +40,7 @@ from aptp.harness.training import generator_for
 from aptp.harness.workspace import Workspace
 from aptp.host import Host
 from aptp.kept import check_folder
-from aptp.models import anywhere, pipeline_fingerprint
+from aptp.models import pipeline_fingerprint
 from aptp.pipeline import RoutedPipeline
 from aptp.report import write_report
 
@@ -308,9 +308,6 @@ def _method(work: Workspace) -> _Method:
 
 def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
     config, train = work.config, work.train
-    encoder = config.encoder.model_dump()
-    if isinstance(encoder.get("model"), str):
-        encoder["model"] = anywhere(encoder["model"])
     kept = torch.randperm(len(train.captions), generator=generator_for(config.seed, "kept prompts"))[:KEPT]
     save_router(
         work.path("router"),
@@ -318,7 +315,7 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
         space=work.space,
         router_choice=config.router,
         balancer=config.balancer,
-        encoder_choice=Choice(**encoder),
+        encoder_choice=config.encoder,
         encoder=work.encoder,
         relaxation=config.relaxation,
         training=PromptBatch([train.captions[i] for i in kept], train.embeds[kept]),
@@ -327,7 +324,7 @@ def _save_router(work: Workspace, found: Found, fractions: list[float]) -> None:
         fractions=fractions,
         load=found.load,
         budget=config.budget,
-        model=anywhere(config.model),
+        model=config.model,
         model_fingerprint=pipeline_fingerprint(work.pipeline),
         denoiser=work.denoiser,
     )

@@ -12,6 +12,7 @@ from aptp.bundle import expert_folder, load_bundle
 from aptp.core import distributed
 from aptp.core.architecture import Architecture, harden
 from aptp.core.calibration import calibrate, expected_cost
+from aptp.core.errors import RequestError
 from aptp.core.gates import gated
 from aptp.core.objective import resource_loss, spread_loss
 from aptp.core.pruner import Pruned, StaticPruner
@@ -51,8 +52,11 @@ def _as_served(work: Workspace, found: Found) -> Found:
     kept = load_bundle(work.out, work.host, work.encoder)
     work.router.load_state_dict(kept.router.state_dict())
     homes = [work.path(expert_folder(index)) for index in range(len(kept.fractions))]
-    architectures = [Architecture(work.space, Architecture.load(home / "architecture.json").gates) for home in homes]
-    load = torch.tensor(kept.load, dtype=torch.float64)
+    architectures = [Architecture.load(home / "architecture.json") for home in homes]
+    if any(each.space.signature != work.space.signature for each in architectures):
+        raise RequestError(f"the experts in {str(work.out)!r} are of another search space; choose another --out.")
+    scores = distributed.shared(work.scores(work.train))
+    load = load_of(serve(scores, kept.own_bias), len(architectures))
     expected = expected_cost(work.cost_model, torch.stack([each.gates for each in architectures]), load)
     return replace(found, architectures=architectures, bias=kept.own_bias, load=load, expected=expected)
 
@@ -149,5 +153,5 @@ def _train_router(work: Workspace) -> None:
         return {**seen, **terms, "cost": cost.mean(), "loss": seen["loss"] + of_router}
 
     with recomputing(work.dense, config.checkpointing):
-        rates = dict.fromkeys(router.logits, (options.code_rate or options.rate) / options.rate)
+        rates = dict.fromkeys(router.code_parameters, (options.code_rate or options.rate) / options.rate)
         work.fit("search", "searching for experts", router, options, learn, rates)

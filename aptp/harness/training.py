@@ -313,7 +313,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         scalars = _means(learn(step))
         if not math.isfinite(scalars["loss"]):
-            raise FloatingPointError(f"the loss of step {step} is {scalars['loss']}; lower the learning rate.")
+            raise FloatingPointError(f"the loss of step {step} is {scalars['loss']}; lower the stage's rates.")
         distributed.average_gradients(parameters)
         optimizer.step()
         if not lines:

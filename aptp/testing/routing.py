@@ -83,6 +83,10 @@ def check_router(make: Callable[[], Router], balancer: Balancer, num_experts: in
         )
         router = make()
         router.setup(context)
+        named = type(router).code_parameters
+        assert isinstance(named, tuple), f"code_parameters is {named!r}; a tuple of names is right"
+        if named != Router.code_parameters:
+            assert set(named) <= {name for name, _ in router.named_parameters()}, f"no parameters are called {named}"
         _check_training(router, context, cost_model)
         _check_serving(router, context)
         _check_restoring(router, make(), context)

@@ -103,7 +103,7 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(harness, invoke) -> None:
     assert ["prepare", "0:01:01", "encode"] in rows
     assert ["search", "1:00:00", "learn"] in rows
     assert ["in", "all", "1:01:01"] in rows
-    assert "disk: at most some 1,234 MB" in result.stdout
+    assert "disk: about 1,234 MB" in result.stdout
     assert "cache: 2 pictures are to be encoded" in result.stdout
     assert "memory: 567 MB" in result.stdout
     assert harness.out is None

@@ -17,7 +17,12 @@ Splits = dict[Split, list[Sample]]
 
 def in_validation(key: str, share: float) -> bool:
     """Whether what is called so belongs to validation; letter case and spacing make no difference."""
-    digest = hashlib.sha256(" ".join(key.split()).casefold().encode("utf-8", "surrogatepass")).digest()
+    text = " ".join(key.split()).casefold()
+    try:
+        content = text.encode("utf-8", "surrogateescape")  # as the names of files that are no UTF-8
+    except UnicodeEncodeError:
+        content = text.encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(content).digest()
     return int.from_bytes(digest[:8]) < share * 2**64
 
 

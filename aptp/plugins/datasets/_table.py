@@ -119,10 +119,11 @@ def _end(file: str) -> str:
 
 
 def _captions_beside(found: Iterable[str], pictures: Iterable[str]) -> str | None:
-    """What looks like img2dataset's: an archive, or a picture's caption."""
+    """What looks like img2dataset's: a picture's caption, or an archive where no picture lies unpacked."""
     keys = {key_of_file(picture)[0] for picture in pictures}
     captions = (file for file in found if _end(file) in ("txt", "json") and key_of_file(file)[0] in keys)
-    return next(captions, next((file for file in found if _end(file) == "tar"), None))
+    archives = (file for file in found if not keys and _end(file) == "tar")
+    return next(captions, next(archives, None))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, str, str, str]]:

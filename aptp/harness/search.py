@@ -43,7 +43,9 @@ class Found:
 
 def search(work: Workspace) -> Found:
     """Train the router, if it learns (or ask the static pruner); fit serving bias and threshold on training prompts."""
-    found = _learned(work) if work.pruner is None else _pruned(work, work.pruner)
+    if work.pruner is not None:
+        return _pruned(work, work.pruner)
+    found = _learned(work)
     return _as_served(work, found) if work.sliced else found
 
 
@@ -97,9 +99,10 @@ def _pruned(work: Workspace, pruner: StaticPruner) -> Found:
         found = _learned(work)
         return Pruned(found.architectures[0], uncalibrated=found.uncalibrated)
 
-    if work.sliced and not pruner.searches:  # scores that nearly tie may fall out otherwise on another machine
+    if work.sliced:  # scores that nearly tie may fall out otherwise on another machine
         kept = Architecture.load(work.path(f"{expert_folder(0)}/architecture.json")).gates
-        pruned = Pruned(Architecture(work.space, kept))
+        searched = one_code().uncalibrated if pruner.searches else None
+        pruned = Pruned(Architecture(work.space, kept), uncalibrated=searched)
     else:
         pruned = prune(work, pruner, one_code)
     cost = float(work.cost_model.fraction(pruned.architecture.gates))

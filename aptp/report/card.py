@@ -83,7 +83,7 @@ def card(contents: Contents, record: Record | None) -> str:
 
 
 def expert_card(expert: Any, index: int, form: str, *, size: int, base: str, component: str, cost: float) -> str:
-    """What one expert is, of latents of so many pixels a side, and how it is loaded."""
+    """What one expert is, for latents so many places wide and high, and how it is loaded."""
     told = {"index": index, "form": form, "size": size, "base": base, "component": component, "cost": percent(cost)}
     template = environment(html=False).get_template("expert.md")
     return template.render(family=type(expert).__name__, **told) + "\n"
